@@ -135,7 +135,7 @@ class Ours:
     def pull_fleet(self, folders: Sequence[Path]) -> Timed:
         with self._dest() as dest:
             space = _space(folders)
-            return self._run(["pull-all", str(dest), "--base", _adapters.BASE, "--namespace", space, "--json"])
+            return self._run(["pull-all", _adapters.BASE, str(dest), "--namespace", space, "--json"])
 
     def push(self, folder: Path) -> Timed:
         return self._run(["push", str(folder), f"one/{folder.name}", "--base", _adapters.BASE, "--json"])

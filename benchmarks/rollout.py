@@ -138,8 +138,8 @@ def serving(folder: Path) -> Iterator[tuple[Registry, str, int]]:
 @contextlib.contextmanager
 def running_agent(registry: Registry, token: str, engine: VLLMServer, store: Path) -> Iterator[int]:
     command = [
-        *_contenders.ADAPTER, "agent", "--engine", f"vllm={engine.url}", "--base", _adapters.BASE, "--dir", str(store),
-        "--drain", "0", "--node", "bench", "--json",
+        *_contenders.ADAPTER, "agent", "--sync", f"vllm={engine.url}", "--base", _adapters.BASE, "--dir", str(store),
+        "--drain", "0s", "--node", "bench", "--json",
     ]  # fmt: skip
     environment = os.environ | {"ADAPTER_REGISTRY": registry.url, "ADAPTER_TOKEN": token}
     agent = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)

@@ -38,17 +38,17 @@ Say = Callable[[str], None]
 
 
 @click.command()
-@click.option("--engine", "engines", required=True, multiple=True, metavar="KIND=LOCATION",
-              help="Engine: vllm=URL, sglang=URL, llama.cpp=URL, nim=PATH or dir=PATH (repeatable).")  # fmt: skip
+@click.option("--sync", "engines", required=True, multiple=True, metavar="KIND=LOCATION",
+              help="Engine to keep in sync: vllm=URL, sglang=URL, llama.cpp=URL, nim=PATH or dir=PATH.")  # fmt: skip
 @click.option("--base", required=True, help="Registered base that the engines serve.")
 @click.option("--alias", default="prod", show_default=True, help="Alias to follow.")
 @click.option("--dir", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the adapter store.")
-@click.option("--profile", "profiles", multiple=True, metavar="PROFILE",
+@click.option("--engine", "profiles", multiple=True,
               help="Version and settings of an engine; applies to all engines of that kind (repeatable).")  # fmt: skip
-@click.option("--drain", type=click.FloatRange(min=0), default=DRAIN_SECONDS, show_default=True, metavar="SECONDS",
-              help="Seconds for which an old version stays loaded after the switch.")  # fmt: skip
-@click.option("--keep-days", type=click.FloatRange(min=0), default=eviction.KEEP_DAYS, show_default=True,
-              metavar="DAYS", help="Days for which an unused version stays in the store; inf: always.")  # fmt: skip
+@click.option("--drain", type=arguments.DURATION_OR_NONE, default=f"{DRAIN_SECONDS:g}s", show_default=True,
+              help="Time for which an old version stays loaded after the switch.")  # fmt: skip
+@click.option("--keep-unused", type=arguments.DURATION_OR_NONE, default=f"{eviction.KEEP_DAYS:g}d",
+              show_default=True, help="Time for which an unused version stays in the store.")  # fmt: skip
 @click.option("--keep-bytes", type=arguments.SIZE,
               help="Above this size, such as 500GB, delete unused versions an hour after their last use.")  # fmt: skip
 @click.option("--node", default="", help="Name of this node. Default: the host name.")
@@ -57,8 +57,8 @@ Say = Callable[[str], None]
               help="Run one pass and exit; 6 if an adapter is not ready, 4 if there is none, 70 if one is damaged "
                    "or wrong.")  # fmt: skip
 def agent(
-    engines: tuple[str, ...], base: str, alias: str, folder: Path, profiles: tuple[str, ...], drain: float,
-    keep_days: float, keep_bytes: int | None, node: str, port: str, once: bool,
+    engines: tuple[str, ...], base: str, alias: str, folder: Path, profiles: tuple[str, ...], drain: int,
+    keep_unused: int, keep_bytes: int | None, node: str, port: str, once: bool,
 ) -> None:  # fmt: skip
     """Keep engines in sync with an alias of every adapter of a base.
 
@@ -87,7 +87,9 @@ def agent(
         }
         if port:
             say(f"metrics: {resources.enter_context(metrics.serve(metrics_of, port))}")
-        limits = eviction.EvictionLimits(keep_days, math.inf if keep_bytes is None else keep_bytes)
+        limits = eviction.EvictionLimits(
+            keep_unused / eviction.DAY_SECONDS, math.inf if keep_bytes is None else keep_bytes
+        )
         evictor = eviction.Evictor(LocalStore(folder), limits, eviction.leases_of(registry, task.node), say)
         if once:
             _run_once(agents, evictor)
@@ -105,7 +107,7 @@ class SyncTask:
     base: str
     alias: str
     folder: Path
-    drain: float
+    drain: int
     node: str
 
 
@@ -130,7 +132,7 @@ def _profile(engine: str, engines: Sequence[str], profiles: Sequence[str]) -> st
         return profiles[0]
     matching = [profile for profile in profiles if profile.partition("==")[0] == engine.partition("=")[0]]
     if len(matching) > 1:
-        raise click.UsageError(f"--profile: {matching[0]} and {matching[1]} are of one kind; run an agent for each")
+        raise click.UsageError(f"--engine: {matching[0]} and {matching[1]} are of one kind; run an agent for each")
     return matching[0] if matching else ""
 
 

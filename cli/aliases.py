@@ -1,4 +1,4 @@
-"""`adapter promote`, `rollback`, `history` and `alias delete`.
+"""`adapter promote`, `rollback`, `history`, `alias list` and `alias delete`.
 
 A promotion is a compare-and-swap: it names the generation that this command read and the number that REF had then, and
 fails if someone else moved the alias in between.
@@ -101,8 +101,8 @@ def _print_moved(name: AdapterName, moved: AliasView, already: str = "") -> None
 @click.command()
 @click.argument("name", required=False, default="")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
-@click.option("--to", default="", help="Target version: number, digest or REF. Default: the previous one.")
-@click.option("--alias", "group_alias", default="", metavar="ALIAS", help="With --namespace: the alias to move back.")
+@click.option("--version", "to", default="", metavar="VERSION", help="Number, digest or REF. Default: the one before.")
+@click.option("--alias", "group_alias", default="", help="With --namespace: the alias to move back.")
 @groups.options
 @click.option("--reason", default="", help="Reason; kept in the history.")
 def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **group: Any) -> None:
@@ -113,7 +113,7 @@ def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **gr
     options = groups.Options(**group)
     if options.namespace:
         if name or to or not group_alias:
-            raise click.UsageError("--namespace needs --alias, and takes no NAME, ALIAS or --to")
+            raise click.UsageError("--namespace needs --alias, and takes no NAME, ALIAS or --version")
         _move_group(options, group_alias, {"alias": group_alias, "rollback": True, "reason": reason})
         return
     options.require_none()
@@ -128,7 +128,27 @@ def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **gr
 
 @click.group()
 def alias() -> None:
-    """Aliases: delete. `promote`, `rollback` and `history` move and show them."""
+    """Aliases: list, delete. `promote` and `rollback` move them, and `history` shows their moves."""
+
+
+ALIASES: Table[AliasView] = Table((
+    Column("alias", lambda item: item.alias),
+    Column("version", lambda item: item.number, lambda item: output.strong(f"@{item.number}")),
+    Column("since", lambda item: item.moved_at, lambda item: output.moment(item.moved_at)),
+    Column("by", lambda item: item.moved_by),
+    Column("reason", lambda item: item.reason, flows=True),
+    Column("generation", lambda item: item.generation, wide=True),
+    Column("digest", lambda item: item.digest, wide=True),
+))  # fmt: skip
+
+
+@alias.command("list")
+@click.argument("name", type=arguments.NAME)
+@tables.prints(ALIASES)
+def list_aliases(name: AdapterName) -> None:
+    """List the aliases of NAME, and what they point at."""
+    with session.registry() as registry:
+        ALIASES.print(registry.aliases(name).items)
 
 
 @alias.command()
@@ -154,7 +174,7 @@ def delete(name: str, word: str, reason: str, force: bool, yes: bool) -> None:
 def _ref_of(adapter: AdapterName, text: str) -> Ref:
     ref = Ref.parse(text)
     if ref.name != adapter:
-        raise Invalid("NAME_INVALID", f"--to {text!r} is a version of {ref.name}, but the alias belongs to {adapter}")
+        raise Invalid("NAME_INVALID", f"{text!r} is a version of {ref.name}, but the alias belongs to {adapter}")
     return ref
 
 
@@ -182,7 +202,7 @@ MOVES: Table[AliasMove] = Table((
 
 @click.command()
 @click.argument("name", metavar="NAMESPACE|NAME")
-@click.option("--alias", "word", default="", metavar="ALIAS", help="Only moves of this alias.")
+@click.option("--alias", "word", default="", help="Only moves of this alias.")
 @click.option("--at", "at", default="", metavar="TIME", help="State at this time, such as 2026-05-03T14:05Z.")
 @click.option("--actor", default="", help="Only moves by this subject or token:NAME.")
 @click.option("--since", default="", metavar="TIME", help="Only moves from this time on.")

@@ -51,7 +51,7 @@ EVENTS: Table[EventView] = Table((
     "--object", "about", default="", metavar="NAME",
     help="Only events about this name, such as acme/support, or names like acme/* or *:prod.",
 )  # fmt: skip
-@click.option("--namespace", default="", metavar="NAMESPACE", help="Only events about this namespace.")
+@click.option("--namespace", default="", help="Only events about this namespace.")
 @click.option("--action", "actions", multiple=True, help="Only this event type, such as alias.move (repeatable).")
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only events after this number.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of events; the newest are shown.")
@@ -106,13 +106,13 @@ def _checked() -> Iterator[tuple[Versions, str]]:
 @click.argument(
     "folder", required=False, metavar="[DIR]", type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
-@click.option("--key", "keys", multiple=True, metavar="KEY", help="Trust this log key (repeatable).")
+@click.option("--log-key", "keys", multiple=True, metavar="KEY", help="Trust this log key (repeatable).")
 def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
     """Verify the log of the registry or of an exported folder.
 
     Compares rows, entries, tiles and the checkpoint. Needs the scope audit.
 
-    A folder needs no registry; pass --key with a log key from another source.
+    A folder needs no registry; pass --log-key with a log key from another source.
     """
     verifiers = tuple(Verifier.parse(key) for key in keys)
     if folder is not None:
@@ -144,7 +144,7 @@ def _print_replay(replayed: Replay, trusted: bool) -> None:
     )
     output.facts([("root", replayed.root.hex())])
     if not trusted:
-        output.line(output.faint("  the key came with the folder: pass one from another source with --key"))
+        output.line(output.faint("  the key came with the folder: pass one from another source with --log-key"))
 
 
 @audit.command()

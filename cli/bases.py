@@ -5,6 +5,7 @@ A base is described by its config.json and safetensors headers. Its weights are 
 
 import os
 from collections import Counter
+from collections.abc import Callable
 
 import click
 
@@ -105,19 +106,30 @@ def list_bases() -> None:
         BASES.print(registry.bases().items, empty=session.about_embedded() + NO_BASES)
 
 
-@base.command()
+@base.group()
+def alias() -> None:
+    """Other names of a base: add, delete. For administrators."""
+
+
+@alias.command("add")
 @click.argument("name")
 @click.argument("other_name", metavar="ALIAS")
-@click.option("--delete", "is_deletion", is_flag=True, help="Delete the alias.")
-def alias(name: str, other_name: str, is_deletion: bool) -> None:
-    """Give the base NAME another name. For administrators.
+def add_alias(name: str, other_name: str) -> None:
+    """Give the base NAME another name, such as its name on the Hugging Face Hub."""
+    _set_aliases(name, lambda aliases: aliases | {other_name})
 
-    For example, its name on the Hugging Face Hub.
-    """
+
+@alias.command("delete")
+@click.argument("name")
+@click.argument("other_name", metavar="ALIAS")
+def delete_alias(name: str, other_name: str) -> None:
+    """Take another name away from the base NAME."""
+    _set_aliases(name, lambda aliases: aliases - {other_name})
+
+
+def _set_aliases(name: str, change: Callable[[set[str]], set[str]]) -> None:
     with session.registry() as registry:
-        before = set(registry.base(name).aliases)
-        aliases = before - {other_name} if is_deletion else before | {other_name}
-        view = registry.set_base_aliases(name, sorted(aliases))
+        view = registry.set_base_aliases(name, sorted(change(set(registry.base(name).aliases))))
     output.result(view, lambda: _print_base(view))
 
 

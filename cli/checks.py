@@ -38,7 +38,7 @@ NAMES_SHOWN = 10
 @click.argument("target", metavar="DIR|REF")
 @click.option("--base", default="", help="Base model to check against. Default: the version's, or the folder's.")
 @click.option(
-    "--engine", "texts", multiple=True, metavar="PROFILE",
+    "--engine", "texts", multiple=True,
     help="Also check this engine, such as vllm==0.33.0,max_lora_rank=32 (repeatable).",
 )  # fmt: skip
 def check(target: str, base: str, texts: tuple[str, ...]) -> None:
@@ -117,7 +117,7 @@ def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> No
 @click.command("engine-settings")
 @click.argument("base")
 @click.option(
-    "--engine", "texts", multiple=True, required=True, metavar="PROFILE",
+    "--engine", "texts", multiple=True, required=True,
     help="Engine, such as vllm==0.33.0 (repeatable).",
 )  # fmt: skip
 @click.option("--slots", type=click.IntRange(1, 10_000), help="Adapters in one batch.")

@@ -14,14 +14,16 @@ from .console import arguments, output, session
 
 @click.command()
 @click.argument("ref", type=arguments.REF)
-@click.option("--to", "target", required=True, type=click.Choice([str(t) for t in TargetFormat]), help="Target format.")
+@click.option(
+    "--format", "target", required=True, type=click.Choice([str(t) for t in TargetFormat]), help="Target format."
+)
 @click.option("--into", default="", metavar="NAME", help="Adapter to create. Default: NAME-FORMAT.")
-@click.option("--repair", is_flag=True, help="With --to peft or diffusers: repair wrong prefixes and `.default`.")
+@click.option("--repair", is_flag=True, help="With --format peft or diffusers: repair wrong prefixes and `.default`.")
 @click.option("--message", "-m", default="", help="Message of the new version.")
 @click.option("--wait", is_flag=True, help="Wait for the worker.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
+@arguments.wait_timeout
 def convert(
-    ref: Ref, target: str, into: str, repair: bool, message: str, wait: bool, timeout: float | None
+    ref: Ref, target: str, into: str, repair: bool, message: str, wait: bool, timeout: int | None
 ) -> None:  # fmt: skip
     """Convert a version to another format, as a new version: canonical, plain, peft, diffusers or gguf.
 
@@ -31,7 +33,7 @@ def convert(
     with session.registry(patient=True) as registry:
         outcome = conversion.convert(registry, ref, request)
         job = outcome.job
-        if job is not None and (wait or timeout):
+        if job is not None and (wait or timeout is not None):
             job = jobs.wait_for(registry, job.id, timeout)
     if job is None:
         output.result(

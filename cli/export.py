@@ -8,6 +8,7 @@ import click
 from registry import errors, lazy
 from registry.api.serving import DesiredAdapter, DesiredState
 from registry.client.transfer import pull
+from registry.evaluation.verdicts import Outcome
 from registry.serving import desired_state
 from registry.serving.export import export as exports
 from registry.serving.export import kubernetes as kubernetes_objects
@@ -23,22 +24,23 @@ _COLORS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "ye
 @click.argument("base")
 @click.argument("dest", required=False, default="")
 @click.option("--alias", default="prod", show_default=True, help="Export what this alias points at.")
+@click.option("--namespace", default="", help="Only adapters of this namespace.")
 @click.option("--engine", default="", help="Leave out what this engine would not serve as trained.")
 @click.option("--model", default="", help="Model name of the engine; exported configurations name it as their base.")
 @click.option("--prune", is_flag=True, help="Delete exported versions that are no longer needed.")
 @click.option("--pbase", default="", metavar="FOLDER", help="Also write lookup files for LoRAX's source pbase.")
-@click.option("--strict", is_flag=True, help="Exit with 6 if something is left out.")
+@click.option("--strict", is_flag=True, help="Exit with 6 if something is left out, or unknown for --engine.")
 @click.option(
     "--kubernetes", type=click.Choice(kubernetes_objects.KINDS), help="Print Kubernetes objects as JSON instead."
 )
-@click.option("--from", "source", default="", help="With --kubernetes: location of the export as the pods see it.")
-@click.option("--namespace", default="", help="With --kubernetes: namespace of the objects.")
+@click.option("--location", default="", help="With --kubernetes: location of the export as the pods see it.")
+@click.option("--kubernetes-namespace", default="", help="With --kubernetes: namespace of the objects.")
 @click.option("--selector", "selectors", multiple=True, metavar="KEY=VALUE",
               help="With modeladapter: labels of the pods.")  # fmt: skip
 @click.option("--secret", default="", help="With modeladapter: Secret with the bucket's credentials.")
 def export(
-    base: str, dest: str, alias: str, engine: str, model: str, prune: bool, pbase: str, strict: bool,
-    kubernetes: str | None, source: str, namespace: str, selectors: tuple[str, ...], secret: str,
+    base: str, dest: str, alias: str, namespace: str, engine: str, model: str, prune: bool, pbase: str, strict: bool,
+    kubernetes: str | None, location: str, kubernetes_namespace: str, selectors: tuple[str, ...], secret: str,
 ) -> None:  # fmt: skip
     """Export every adapter of BASE, as the version at --alias, to DEST: a folder or s3://BUCKET/PREFIX.
 
@@ -46,33 +48,43 @@ def export(
     index. Adapters with a failing check are left out and listed. A bucket needs the extra 'server' and boto3's
     credentials.
     """
-    if bool(dest) == bool(kubernetes) or bool(source) != bool(kubernetes):
-        raise click.UsageError("pass either DEST, or --kubernetes KIND and --from LOCATION")
+    if bool(dest) == bool(kubernetes) or bool(location) != bool(kubernetes):
+        raise click.UsageError("pass either DEST, or --kubernetes KIND and --location LOCATION")
     with session.registry(patient=True) as registry:
-        desired = desired_state.read(registry, base, alias, engine=engine)
+        desired = desired_state.read(registry, base, alias, engine=engine, namespace=namespace)
+        unknown = _unknown(desired, engine)
         if kubernetes:
             labels = arguments.pairs(selectors, "--selector", "KEY=VALUE")
             _print_objects(
                 desired,
                 lambda entries: kubernetes_objects.make(
-                    kubernetes, desired, entries, source,
-                    namespace=namespace, model=model, selector=labels or None, secret=secret,
+                    kubernetes, desired, entries, location,
+                    namespace=kubernetes_namespace, model=model, selector=labels or None, secret=secret,
                 ),
-                strict,
+                strict, unknown,
             )  # fmt: skip
             return
         to_bucket = dest.startswith("s3://")
         if pbase and not to_bucket:
             raise click.UsageError("--pbase needs an export to s3://: LoRAX's source pbase reads only buckets")
         cache = None if to_bucket else pull.USER_CACHE  # bytes for a bucket are not cached
-        location = _bucket(dest) if to_bucket else FolderTarget(Path(dest))
+        target = _bucket(dest) if to_bucket else FolderTarget(Path(dest))
         is_text = output.is_text()  # other threads have no click context
         on_item: Callable[[Item], None] = _print_item if is_text else (lambda _item: None)
-        exported = exports.run(registry, desired, location, model=model, prune=prune, cache=cache, on_item=on_item)
+        exported = exports.run(registry, desired, target, model=model, prune=prune, cache=cache, on_item=on_item)
     if pbase:
         exports.write_lorax_lookups(Path(pbase), exported)
     output.result(exported, lambda: _print_summary(exported))
-    _exit(exported, strict)
+    _exit(exported, strict, unknown)
+
+
+def _unknown(desired: DesiredState, engine: str) -> bool:
+    """Whether nobody knows of an adapter what the engine does with it; says so."""
+    entries = [entry for entry in desired.adapters if entry.engine_outcome is Outcome.UNKNOWN]
+    if entries:
+        why = next((finding.message for finding in entries[0].findings), "no rule is known")
+        output.note(f"unknown for {engine}: {output.plural(len(entries), 'adapter')}, {entries[0].name}: {why}")
+    return bool(entries)
 
 
 def _bucket(dest: str) -> ExportTarget:
@@ -82,15 +94,16 @@ def _bucket(dest: str) -> ExportTarget:
 
 
 def _print_objects(
-    desired: DesiredState, make: Callable[[Sequence[DesiredAdapter]], kubernetes_objects.Object], strict: bool
-) -> None:
+    desired: DesiredState, make: Callable[[Sequence[DesiredAdapter]], kubernetes_objects.Object], strict: bool,
+    unknown: bool,
+) -> None:  # fmt: skip
     entries, left_out = exports.select_entries(desired)
     click.echo(output.json_text(make(entries)))
     if not desired.adapters:
         output.note(_no_adapters(desired.base, desired.alias))
     for name, reason in left_out.items():
         output.note(f"left out: {name}: {reason}")
-    if strict and left_out:
+    if strict and (left_out or unknown):
         output.exit_with(output.REFUSED)
 
 
@@ -116,8 +129,8 @@ def _print_summary(exported: Exported) -> None:
         output.line(f"Next: {next_step}", err=True)
 
 
-def _exit(exported: Exported, strict: bool) -> None:
+def _exit(exported: Exported, strict: bool, unknown: bool) -> None:
     failed = next((item.error for item in exported.items if item.error), None)
-    left_out = any(item.state == "left out" for item in exported.items)
+    left_out = unknown or any(item.state == "left out" for item in exported.items)
     code = output.exit_code_of(errors.from_problem(failed)) if failed else output.REFUSED if strict and left_out else 0
     output.exit_with(code)

@@ -42,7 +42,7 @@ def gate() -> None:
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @click.option("--require", "requires", multiple=True, type=_RequiredCheck([*CHECKS, *(c + STRICT for c in CHECKS)]),
               help="Required check (repeatable); =pass also rejects warnings.")  # fmt: skip
-@click.option("--engine", "engines", multiple=True, metavar="PROFILE", help="Engine that must serve it (repeatable).")
+@click.option("--engine", "engines", multiple=True, help="Engine that must serve it (repeatable).")
 @click.option("--golden", is_flag=True, help="Require golden samples, all passed.")
 @click.option("--approvals", type=click.IntRange(0, 32), default=0, show_default=True, help="Number of approvals.")
 @click.option(
@@ -54,8 +54,8 @@ def gate() -> None:
 )
 @click.option("--two-person", is_flag=True, help="The promoter cannot be an approver.")
 @click.option("--soak-in", default="", metavar="ALIAS", help="Alias that must have pointed at it first.")
-@click.option("--soak", "soak_seconds", type=click.IntRange(0), default=0, metavar="SECONDS",
-              help="How long --soak-in must have pointed at it.")  # fmt: skip
+@click.option("--soak", "soak_seconds", type=arguments.DURATION_OR_NONE, default="0s", metavar="TIME",
+              help="How long --soak-in must have pointed at it: 12h, 7d …")  # fmt: skip
 @click.option("--signed-by", multiple=True, metavar="IDENTITY", help="Accepted signer (repeatable).")
 def set_gate(
     scope: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
@@ -133,7 +133,7 @@ def delete(scope: str, alias: str) -> None:
 @click.option("--from", "source", default="", metavar="ALIAS", help="With --namespace: approve the version there.")
 @click.option("--to", "target", default="", metavar="ALIAS", help="With --namespace: the alias to approve it for.")
 @groups.options
-@click.option("--comment", default="", help="What you reviewed; kept with the approval.")
+@click.option("--reason", "comment", default="", help="What you reviewed; kept with the approval.")
 def approve(ref: Ref | None, alias: str, source: str, target: str, comment: str, **group: Any) -> None:
     """Approve a version for ALIAS. The pusher's approval does not count.
 

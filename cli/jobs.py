@@ -191,17 +191,17 @@ CHANGES: Table[CampaignItem] = Table((
               help="With --all: only versions not tested with it, such as torch=2.13.0 (repeatable).")  # fmt: skip
 @click.option("--campaign", "campaign_id", default="", metavar="ID", help="Show an earlier campaign.")
 @click.option("--wait", is_flag=True, help="Wait for the verdicts.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
+@arguments.wait_timeout
 @click.option("--priority", type=click.IntRange(-PRIORITY_LIMIT, PRIORITY_LIMIT),
               help="Higher runs first; above 0 only for administrators. Default: 0, with --all -10.")  # fmt: skip
 def smoke_test(
     ref: Ref | None, all_versions: bool, base: str, outdated: bool, made_by: tuple[str, ...], campaign_id: str,
-    wait: bool, timeout: float | None, priority: int | None,
+    wait: bool, timeout: int | None, priority: int | None,
 ) -> None:  # fmt: skip
     """Have a worker test the version REF on its base, or (--all) every version of a base.
 
     A campaign skips yanked versions and those whose header does not fit, and runs after new pushes. Waiting ends with
-    a table of changed verdicts; with exit 75 once no worker has been at work for ten minutes, or after --timeout
+    a table of changed verdicts; with exit 75 once no worker has been at work for ten minutes, or after --wait-timeout
     seconds.
     """
     if (ref is not None) + all_versions + bool(campaign_id) != 1:
@@ -228,7 +228,7 @@ def smoke_test(
         _exit_by_campaign(campaign)
 
 
-def _test_version(ref: Ref, wait: bool, timeout: float | None, priority: int) -> None:
+def _test_version(ref: Ref, wait: bool, timeout: int | None, priority: int) -> None:
     with session.registry(patient=wait) as registry:
         job = registry.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=str(ref), priority=priority))
         if not wait:

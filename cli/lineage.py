@@ -39,14 +39,20 @@ EXPORTED: dict[str, Callable[[VersionView, Lineage], dict[str, Any]]] = {
 @click.option("--base", default="", help="Start from this base model.")
 @click.option("--down", is_flag=True, help="Show descendants instead of ancestors.")
 @click.option(
-    "--format", "form", type=click.Choice(["tree", "json", *DRAWN, *EXPORTED]), default="tree", help="Output format."
+    "--as",
+    "form",
+    type=click.Choice([*DRAWN, *EXPORTED]),
+    help="Draw it, or export it for other programs.",
 )
 @click.option(
-    "--sign", "key", type=click.Path(path_type=Path), help="With slsa: sign with this private key (DSSE envelope)."
+    "--signing-key",
+    "key",
+    type=click.Path(path_type=Path),
+    help="With slsa: sign with this private key (DSSE envelope).",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
 def lineage(
-    ref: Ref | None, dataset: str, base: str, down: bool, form: str, key: Path | None, out: Path | None
+    ref: Ref | None, dataset: str, base: str, down: bool, form: str | None, key: Path | None, out: Path | None
 ) -> None:
     """Show the ancestors of a version, base or data set, or with --down its descendants.
 
@@ -55,9 +61,9 @@ def lineage(
     if sum((ref is not None, bool(dataset), bool(base))) != 1:
         raise click.UsageError("name one thing: a REF, --dataset or --base")
     if form in EXPORTED and (ref is None or down):
-        raise click.UsageError(f"--format {form} describes what one version was made from: pass a REF, without --down")
+        raise click.UsageError(f"--as {form} describes what one version was made from: pass a REF, without --down")
     if key is not None and form != "slsa":
-        raise click.UsageError("--sign signs an export: --format slsa")
+        raise click.UsageError("--signing-key signs an export: --as slsa")
     signer = verify.private_key(key) if key is not None else None
     down = down or bool(dataset)
     with session.registry() as registry:
@@ -67,13 +73,13 @@ def lineage(
             else registry.lineage_of(dataset=dataset, base=base, down=down)
         )
         version = registry.version(ref) if ref is not None and form in EXPORTED else None
-    if version is not None:
+    if version is not None and form is not None:
         exported = EXPORTED[form](version, graph)
         text = output.json_text(exported)
         if signer is not None:
             text = attestations.sign_statement(canonical_json(exported), signer).decode()
         lines = [text]
-    elif form == "json" or output.is_document():
+    elif output.is_document():
         lines = [output.document_text(graph)]
     else:
         lines = list(DRAWN[form](graph) if form in DRAWN else tree(graph, down=down))
@@ -81,7 +87,7 @@ def lineage(
         output.note("truncated: the lineage is larger than one response")
     if out is not None:
         out.write_text("\n".join(map(output.unstyled, lines)) + "\n", "utf-8")
-    elif version is not None or form == "json" or output.is_document():
+    elif version is not None or output.is_document():
         click.echo(lines[0])
     else:
         for line in lines:

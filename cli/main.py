@@ -77,7 +77,7 @@ def _commands() -> dict[str, CommandSpec]:
         "extract": spec(".merge:extract", make, "Make an adapter from the difference of two models."),
         "promote": spec(".aliases:promote", release, "Point an alias at a version, through its gate."),
         "rollback": spec(".aliases:rollback", release, "Point an alias back at an earlier version."),
-        "alias": spec(".aliases:alias", release, "Aliases: delete."),
+        "alias": spec(".aliases:alias", release, "Aliases: list, delete."),
         "yank": spec(".adapters:yank", release, "Withdraw a version from aliases."),
         "gate": spec(".gates:gate", release, "Gates of aliases: set, show, list, delete."),
         "approve": spec(".gates:approve", release, "Approve a version for an alias."),

@@ -16,7 +16,7 @@ from registry.client import response_checks
 from registry.client.registry import Registry
 from registry.findings import Finding
 
-from .console import output, session
+from .console import arguments, output, session
 from .console.progress import on_terminal
 
 FINDINGS_SHOWN = 50
@@ -47,7 +47,7 @@ _SINGULAR, _PLURAL = {"s": "", "es": ""}, {"s": "s", "es": "es"}
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
-@click.option("--grace", type=click.IntRange(0), metavar="SECONDS", help="How long to keep unreferenced blobs.")
+@click.option("--grace", type=arguments.DURATION_OR_NONE, help="Keep unreferenced blobs so long: 0s, 12h, 7d …")
 def gc(dry_run: bool, grace: int | None) -> None:
     """Delete versions by their retention rules, then unreferenced blobs, staged bytes and uploads.
 
@@ -81,7 +81,7 @@ def _print_gc(report: GcReport) -> None:
 @click.command()
 @click.option("--deep", is_flag=True, help="Also hash every blob; mark or restore damaged ones, and correct counters.")
 @click.option("--max-rate", type=click.FloatRange(0, min_open=True), metavar="MB/S", help="Maximum read rate.")
-@click.option("--from", "cursor", default="", metavar="CURSOR", help="Resume an interrupted check at this cursor.")
+@click.option("--after", "cursor", default="", metavar="CURSOR", help="Resume an interrupted check at this cursor.")
 def fsck(deep: bool, max_rate: float | None, cursor: str) -> None:
     """Check that rows, bytes, counts, manifests and events agree. Exits 70 if something is damaged.
 
@@ -106,7 +106,7 @@ def _fsck_pages(registry: Registry, deep: bool, cursor: str, max_rate: float | N
         try:
             page = registry.fsck(FsckRequest(deep=deep, cursor=cursor))
         except KeyboardInterrupt:
-            output.note(f"to resume: adapter fsck {'--deep ' if deep else ''}--from {cursor or 'adapters:0'}")
+            output.note(f"to resume: adapter fsck {'--deep ' if deep else ''}--after {cursor or 'adapters:0'}")
             raise
         yield page
         cursor = page.next_cursor

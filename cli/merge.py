@@ -26,7 +26,7 @@ from registry.worker.merge.request import MergeRequest
 from registry.worker.model import identify
 
 from . import jobs
-from .console import output, session
+from .console import arguments, output, session
 
 WORST_SHOWN = 5
 
@@ -47,10 +47,10 @@ WORST_SHOWN = 5
 @click.option("--dequantize", is_flag=True, help="Fuse into the unpacked weights of a quantized base.")
 @click.option("--base-dir", type=click.Path(file_okay=False, path_type=Path), help="Local folder of the base.")
 @click.option("--wait", is_flag=True, help="Wait for the worker.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
+@arguments.wait_timeout
 def merge(
     sources: tuple[str, ...], into: str, method: str, rank: int, density: float, seed: int, fuse: bool, onto: str,
-    dequantize: bool, base_dir: Path | None, wait: bool, timeout: float | None,
+    dequantize: bool, base_dir: Path | None, wait: bool, timeout: int | None,
 ) -> None:  # fmt: skip
     """Combine adapters into one, change an adapter's rank, or fuse an adapter into its base.
 
@@ -74,7 +74,7 @@ def merge(
     kind = Kind.FUSE if fuse else Kind.MERGE
     with session.registry(patient=wait or timeout is not None) as registry:
         job = registry.submit(JobSubmit(kind=kind, payload=recipe.model_dump(mode="json")))
-        if wait or timeout:
+        if wait or timeout is not None:
             job = jobs.wait_for(registry, job.id, timeout)
     output.result(job, lambda: _print_job(job))
     if job.state is State.FAILED or job.state is State.CANCELLED:
@@ -86,7 +86,7 @@ def merge(
 @click.argument("base_dir", metavar="BASE_DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--rank", type=int, required=True, metavar="N", help="Rank of the adapter.")
 @click.option("--into", required=True, metavar="NAME|DIR", help="Adapter to push into; or a folder on this machine.")
-@click.option("--base", "base_name", default="", metavar="NAME", help="Registered name of the base.")
+@click.option("--base", "base_name", default="", help="Registered name of the base.")
 def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -> None:
     """Make an adapter from the difference between a fully trained model and its base.
 

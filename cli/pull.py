@@ -103,12 +103,12 @@ def cat(ref: Ref, file: str) -> None:
 
 
 @click.command("pull-all")
+@click.argument("base")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--base", required=True, help="Base model of the adapters.")
 @click.option("--namespace", default="", help="Only adapters in this namespace.")
 @click.option("--alias", default="", help="Pull what this alias points at. Default: the newest versions.")
-def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
-    """Download every adapter of a base into DIR/NAMESPACE/NAME.
+def pull_all(base: str, folder: Path, namespace: str, alias: str) -> None:
+    """Download every adapter of BASE into DIR/NAMESPACE/NAME.
 
     One failure does not stop the others. Exit 4 if there is no such adapter.
     """

@@ -57,8 +57,8 @@ class _TargetName(arguments.ParsedArgument[AdapterName]):
 @click.option(
     "--parent", "parents", multiple=True, type=arguments.REF, help="Version it was trained from (repeatable)."
 )
-@click.option("--tag", "tags", multiple=True, metavar="KEY[=VALUE]", help="Tag, which can change later (repeatable).")
-@click.option("--annotation", "annotations", multiple=True, metavar="KEY=VALUE",
+@click.option("--tag", "tags", multiple=True, help="Tag, which can change later (repeatable).")
+@click.option("--annotation", "annotations", multiple=True,
               help="Annotation, sealed in the version's digest (repeatable).")  # fmt: skip
 @click.option("--dataset", "datasets", multiple=True, metavar="NAME=URI[@sha256:…]",
               help="Training data set (repeatable).")  # fmt: skip
@@ -71,17 +71,17 @@ class _TargetName(arguments.ParsedArgument[AdapterName]):
               help="Delete the version after 12h, 7d … unless something still uses it.")  # fmt: skip
 @click.option("--message", "-m", default="", help="What is new in this version.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
-@click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign with this private key (PEM or OpenSSH).")
+@click.option("--signing-key", "key", type=click.Path(path_type=Path), help="Private key that signs (PEM or OpenSSH).")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Existing signature: OpenSSF model signing bundle.")
 @click.option("--public-key", type=click.Path(path_type=Path),
               help="With --bundle: public key, unless the bundle has a certificate.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for the smoke test's verdict; then move the alias.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
+@arguments.wait_timeout
 @click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
 def push(
     folder: Path, name: AdapterName, base: str, alias: str, parents: tuple[Ref, ...], tags: tuple[str, ...],
     annotations: tuple[str, ...], message: str, golden: Path | None, key: Path | None, bundle: Path | None,
-    public_key: Path | None, wait: bool, timeout: float | None, strict: bool, inputs_file: Path | None,
+    public_key: Path | None, wait: bool, timeout: int | None, strict: bool, inputs_file: Path | None,
     expires: int | None, **inputs: Any,
 ) -> None:  # fmt: skip
     """Push the adapter in DIR as the newest version of NAME.
@@ -94,7 +94,7 @@ def push(
 
     --wait ends with the version's smoke verdict, and requests the test if none is under way. A version that failed
     `compat` or `weights` is not tested. The alias then moves unless one of these checks says fail. A worker must run:
-    if none is at work for ten minutes, or after --timeout seconds, the command ends with exit 75, and the same command
+    if none is at work for ten minutes, or after --wait-timeout, the command ends with exit 75, and the same command
     continues later.
     """
     _refuse_folder_of_adapters(folder, name)
@@ -211,16 +211,16 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
 @click.argument("namespace")
 @click.option("--base", default="", help="Base model of all adapters. Default: the one each configuration names.")
 @click.option("--alias", default="", help="Afterwards move this alias to the versions, through its gate.")
-@click.option("--tag", "tags", multiple=True, metavar="KEY[=VALUE]", help="Tag of the versions (repeatable).")
+@click.option("--tag", "tags", multiple=True, help="Tag of the versions (repeatable).")
 @click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Hyperparameter (repeatable).")
 @click.option("--message", "-m", default="", help="What is new in these versions.")
 @click.option("--provenance", "file", default="", help="Name of the provenance file in each folder.")
 @click.option("--wait", is_flag=True, help="Wait for the smoke tests' verdicts; then move the alias.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
+@arguments.wait_timeout
 @click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
 def push_all(
     folder: Path, namespace: str, base: str, alias: str, tags: tuple[str, ...], parameters: tuple[str, ...],
-    message: str, file: str, wait: bool, timeout: float | None, strict: bool,
+    message: str, file: str, wait: bool, timeout: int | None, strict: bool,
 ) -> None:  # fmt: skip
     """Push each adapter folder in DIR as NAMESPACE/FOLDER.
 

@@ -12,7 +12,7 @@ from registry.errors import Invalid
 from registry.roles import Scope
 from registry.token_secret import new_secret
 
-from .console import output, session, tables
+from .console import arguments, output, session, tables
 from .console.tables import Column, Table
 from .login import read_secret, rights_of
 
@@ -33,15 +33,14 @@ def token() -> None:
               help="Namespace where it is valid (repeatable). Default: all.")  # fmt: skip
 @click.option("--subject", default="", help="Subject whose roles limit the token, such as alice@example.org.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME", help="Only this adapter (repeatable).")
-@click.option("--days", type=click.FloatRange(0, 366, min_open=True), help="Lifetime in days. Default: unlimited.")
+@click.option("--expires", type=arguments.DURATION, help="Lifetime: 12h, 90d … Default: unlimited.")
 def create(
     name: str, scopes: tuple[str, ...], namespaces: tuple[str, ...], subject: str, adapters: tuple[str, ...],
-    days: float | None,
+    expires: int | None,
 ) -> None:  # fmt: skip
     """Create a token. Its secret is shown only now."""
-    seconds = max(1, round(days * DAY_SECONDS)) if days else None
     request = TokenCreate(
-        name=name, scopes=list(scopes), namespaces=list(namespaces), expires_in_seconds=seconds, subject=subject,
+        name=name, scopes=list(scopes), namespaces=list(namespaces), expires_in_seconds=expires, subject=subject,
         adapters=list(adapters),
     )  # fmt: skip
     session.print_response(lambda registry: registry.create_token(request), _print_secret)
@@ -69,8 +68,8 @@ def generate() -> None:
 
 @token.command()
 @click.argument("token_id", metavar="ID|NAME", default="")
-@click.option("--keep-minutes", type=click.IntRange(0, 1440), default=0, help="Minutes the old secret stays valid.")
-def rotate(token_id: str, keep_minutes: int) -> None:
+@click.option("--keep-old", type=arguments.DURATION, help="Time for which the old secret stays valid: 15m …")
+def rotate(token_id: str, keep_old: int | None) -> None:
     """Replace the secret of a token by its ID or its unique NAME.
 
     Without either it is your own, and the new secret is saved if the old one was.
@@ -79,7 +78,7 @@ def rotate(token_id: str, keep_minutes: int) -> None:
     with session.registry() as registry:
         own_id = registry.whoami().token_id
         rotated_id = _id_of(token_id, registry.tokens().items) if token_id else own_id
-        created = registry.rotate_token(rotated_id, keep_seconds=keep_minutes * 60)
+        created = registry.rotate_token(rotated_id, keep_seconds=keep_old or 0)
     saved_in = registries.replace_token(created.secret) if created.token.id == own_id else ""
 
     def text() -> None:

@@ -35,10 +35,10 @@ _EXISTING = click.Path(path_type=Path, exists=True)
               help="Require a signature of this identity, such as key:… (repeatable).")  # fmt: skip
 @click.option("--trusted-roots", type=_EXISTING, envvar="ADAPTER_TRUSTED_ROOTS",
               help="Trusted roots of certificates: PEM, Sigstore's trusted_root.json, or a folder.")  # fmt: skip
-@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write all evidence to this file.")
-@click.option("--offline", type=_EXISTING, metavar="FILE", help="Verify a file written by --save, without a registry.")
+@click.option("--out", "save", type=click.Path(path_type=Path, dir_okay=False), help="Write all evidence to this file.")
+@click.option("--offline", type=_EXISTING, metavar="FILE", help="Verify a file written by --out, without a registry.")
 @click.option("--folder", type=_EXISTING, metavar="DIR", help="With --offline: hash the files in this folder.")
-@click.option("--key", "keys", multiple=True, metavar="KEY", help="With --offline: independent log key (repeatable).")
+@click.option("--log-key", "keys", multiple=True, metavar="KEY", help="With --offline: own log key (repeatable).")
 def verify(
     ref: Ref | None, signed_by: tuple[str, ...], trusted_roots: Path | None, save: Path | None, offline: Path | None,
     folder: Path | None, keys: tuple[str, ...],
@@ -49,7 +49,7 @@ def verify(
     its first contact.
     """
     if (ref is None) == (offline is None) or (offline is None and (folder or keys)) or (offline and save):
-        raise click.UsageError("name a REF, or --offline FILE, which may have --folder and --key")
+        raise click.UsageError("name a REF, or --offline FILE, which may have --folder and --log-key")
     trust = _trust(trusted_roots)
     if offline is not None:
         bundle = Bundle.parse(_read(offline, LIMIT_BYTES + 1, "FOLDER_INVALID"), file=str(offline))
@@ -169,7 +169,7 @@ def _print(result: _Result) -> None:
     if not any(item.kind == "signature" and item.ok for item in signed):
         output.line(output.faint("no valid signature: a digest identifies the bytes, not their author"))
     if not result.independent_key:
-        output.line(output.faint("the log's keys came with the file: pass keys from another source with --key"))
+        output.line(output.faint("the log's keys came with the file: pass keys from another source with --log-key"))
 
 
 def _remark(item: Signed) -> str:
@@ -190,7 +190,7 @@ def signature_options(
         return signing.WithKey(private_key(key))
     if bundle and not key:
         return signing.Attached(_existing_signature(bundle, public_key))
-    raise click.UsageError("give --sign, or --bundle, which may have a --public-key")
+    raise click.UsageError("give --signing-key, or --bundle, which may have a --public-key")
 
 
 def _existing_signature(bundle: Path, public_key: Path | None) -> SignRequest:
@@ -203,7 +203,7 @@ def _existing_signature(bundle: Path, public_key: Path | None) -> SignRequest:
 
 @click.command()
 @click.argument("ref", type=arguments.REF)
-@click.option("--key", type=_FILE, help="Private key: Ed25519 or ECDSA, PEM or OpenSSH.")
+@click.option("--signing-key", "key", type=_FILE, help="Private key: Ed25519 or ECDSA, PEM or OpenSSH.")
 @click.option("--bundle", type=_FILE, help="Existing signature: a bundle of OpenSSF model signing (model.sig).")
 @click.option("--public-key", type=_FILE, help="With --bundle: public key (PEM), unless the bundle has a certificate.")
 def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | None) -> None:
@@ -214,7 +214,7 @@ def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | Non
     """
     if (key is None) == (bundle is None) or (bundle is None and public_key is not None):
         raise click.UsageError(
-            "give --key, or --bundle with its --public-key, or --bundle alone if it has a certificate"
+            "give --signing-key, or --bundle with its --public-key, or --bundle alone if it has a certificate"
         )
     with session.versions() as registry:
         resolved = registry.resolve(ref)

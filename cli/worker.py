@@ -25,7 +25,7 @@ from registry.worker.loop import RunSummary, Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import Pool, ProcessLimits
 
-from .console import logs, output, session
+from .console import arguments, logs, output, session
 from .console.progress import ProgressLine
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
@@ -39,12 +39,12 @@ DEFAULTS = ProcessLimits()
     "--base", "bases", multiple=True, metavar="NAME[=DIR]",
     help="Base to serve, with its folder on this machine (repeatable). Default: bases whose source is a folder here.",
 )  # fmt: skip
-@click.option("--deadline", type=click.FloatRange(min=1), default=DEFAULTS.deadline_seconds, show_default=True,
-              metavar="SECONDS", help="Seconds after which the test of an adapter is killed.")  # fmt: skip
+@click.option("--deadline", type=arguments.DURATION, default=f"{DEFAULTS.deadline_seconds:g}s",
+              show_default=True, help="Time after which the test of an adapter is killed.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), default=DEFAULTS.threads, show_default=True,
               help="CPU threads per adapter.")  # fmt: skip
-@click.option("--answers", type=click.IntRange(0, 64), default=DEFAULTS.answer_tokens, show_default=True,
-              metavar="TOKENS", help="Tokens that base and adapter generate for the answers in reports.")  # fmt: skip
+@click.option("--answer-tokens", "answers", type=click.IntRange(0, 64), default=DEFAULTS.answer_tokens,
+              show_default=True, metavar="TOKENS", help="Tokens of each answer in reports.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
               help="Device for bases.")  # fmt: skip
 @click.option("--ray", "address", default="", metavar="ADDRESS", help="Address of a Ray cluster to run on.")
@@ -52,7 +52,7 @@ DEFAULTS = ProcessLimits()
               help="With --ray: workers per base.")  # fmt: skip
 @click.option("--gpus", type=click.FloatRange(0), help="With --ray: GPUs per worker. Default: 1 with cuda.")
 def worker(
-    once: bool, bases: tuple[str, ...], deadline: float, threads: int, answers: int, device: str, address: str,
+    once: bool, bases: tuple[str, ...], deadline: int, threads: int, answers: int, device: str, address: str,
     actors: int, gpus: float | None,
 ) -> None:  # fmt: skip
     """Run a worker: smoke-test adapters on their base, merge and convert.

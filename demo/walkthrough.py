@@ -102,7 +102,7 @@ def _start_the_services(demo: Demonstration, trained: Path) -> subprocess.Popen[
         f"the base was registered by reading {read / 1e3:.0f} kB of its {size / 1e6:.0f} MB: the header only"
     )
     created = demo.ask("token", "create", "gpu-1", "--scope", "work", "--scope", "pull")
-    worker = demo.start("worker", "--answers", "12", log="worker.log", token=created["secret"])
+    worker = demo.start("worker", "--answer-tokens", "12", log="worker.log", token=created["secret"])
     demo.print_text("  it has a token for its jobs, no database and no key to the store\n")
     return worker
 
@@ -111,7 +111,7 @@ def _start_the_services(demo: Demonstration, trained: Path) -> subprocess.Popen[
 def _three_merchants(demo: Demonstration, trained: Path) -> None:
     demo.print_title("3. They push; each adapter is checked against the base and tried on it")
     for name, folder in MERCHANTS.items():
-        demo.adapter("push", str(trained / folder), name, "-m", f"the {folder} tone", "--wait", "--timeout", "300")
+        demo.adapter("push", str(trained / folder), name, "-m", f"the {folder} tone", "--wait", "--wait-timeout", "5m")
         verdicts = _verdicts(demo, name)
         passed = dict.fromkeys(("compat", "weights", "smoke"), "pass")
         demo.expect(verdicts == passed, f"{name} has the verdicts {verdicts}")
@@ -134,7 +134,7 @@ def _two_that_are_stopped(demo: Demonstration, trained: Path) -> None:
     demo.expect(_verdicts(demo, "acme/stray").get("compat") == "fail", "the stray adapter was found to fit")
     demo.print_result("an adapter for another base is recorded with its reasons, and the gate of prod stays shut")
     demo.print_text("  One holds a single NaN among 4.9 million numbers; its header is perfect:\n")
-    demo.adapter("push", str(trained / "nan"), "acme/broken", "--wait", "--timeout", "300")
+    demo.adapter("push", str(trained / "nan"), "acme/broken", "--wait", "--wait-timeout", "5m")
     verdicts = _verdicts(demo, "acme/broken")
     stopped = (verdicts.get("compat"), verdicts.get("weights")) == ("pass", "fail")
     demo.expect(stopped, f"the broken adapter has {verdicts}")
@@ -150,7 +150,7 @@ def _promote_and_roll_back(demo: Demonstration, trained: Path) -> str:
     moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     demo.print_text("  The pirate trains on, from what is in production:\n")
     demo.adapter("push", str(trained / "pirate-more"), PIRATE, "--parent", f"{PIRATE}@1", "-m", "more doubloons",
-                  "--wait", "--timeout", "300")  # fmt: skip
+                  "--wait", "--wait-timeout", "5m")  # fmt: skip
     demo.adapter("promote", f"{PIRATE}@2", "prod", "--reason", "more doubloons")
     demo.expect(_number(demo, f"{PIRATE}:prod") == 2, "prod does not point at version 2")
     demo.adapter("rollback", PIRATE, "prod", "--reason", "customers asked what a doubloon is")

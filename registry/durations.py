@@ -11,7 +11,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
-def parse_duration(text: str) -> int:
+def parse_duration(text: str, *, least: int = 1) -> int:
     """Seconds from a number with a unit: s, m, h, d or w. `Invalid` (REQUEST_INVALID).
 
     Example
@@ -19,9 +19,9 @@ def parse_duration(text: str) -> int:
         (5400, 604800)
     """
     match = _DURATION.fullmatch(text)
-    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
-    if not 0 < seconds <= SECONDS_LIMIT:
-        raise Invalid("REQUEST_INVALID", f"{text[:40]!r} is not a time such as 12h, 7d or 4w, of at most 100 years")
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else -1
+    if not least <= seconds <= SECONDS_LIMIT:
+        raise Invalid("REQUEST_INVALID", f"{text[:40]!r} is not a time such as 90s, 12h or 7d, of at most 100 years")
     return seconds
 
 

@@ -31,7 +31,7 @@ class StepKind(StrEnum):
 
 _COMMANDS = {
     StepKind.APPROVE: "{ask}run `adapter approve {subject} {alias}`",
-    StepKind.SIGN: "run `adapter sign {subject} --key KEY`",
+    StepKind.SIGN: "run `adapter sign {subject} --signing-key KEY`",
     StepKind.SOAK: "promote it there and wait, then look at `adapter gate show {subject} {alias}`",
     StepKind.SMOKE_TEST: "run `adapter smoke-test {subject} --wait`",
     StepKind.SMOKE_TEST_AND_WORK: "run `adapter smoke-test {subject}`, then `adapter worker --once`",

@@ -35,8 +35,8 @@ LEFT_OUT = (
     "adapter publisher add", "adapter token exchange", # an issuer: tests/access
     "adapter sign acme/support@3 --bundle",            # another program makes the bundle: tests/signing
     "adapter webhook create",                          # a public address: tests/server
-    "adapter agent", "adapter convert acme/support:prod --to gguf", "adapter convert art/style --to diffusers --into "
-    "art/style-diffusers --wait",                      # an engine or a worker: tests/serving, tests/proof
+    "adapter agent", "adapter convert acme/support:prod --format gguf",
+    "adapter convert art/style --format diffusers --into art/style-diffusers --wait",  # tests/serving, proof
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -71,8 +72,11 @@ DELETABLE = ParsedArgument("name", parse_subject, {":": "an alias, which may mov
 NAME = ParsedArgument("name", AdapterName.parse, {"@": "a version", ":": "an alias"})
 NAMESPACE = ParsedArgument("namespace", names.namespace)
 SIZE = ParsedArgument("size", parse_size)
-DURATION = ParsedArgument("duration", parse_duration)
-"""Seconds, from `12h`, `7d` or `4w`."""
+DURATION = ParsedArgument("time", parse_duration)
+"""Seconds, from `90s`, `12h` or `7d`."""
+DURATION_OR_NONE = ParsedArgument("time", partial(parse_duration, least=0))
+"""The same, and `0s`."""
+wait_timeout = click.option("--wait-timeout", "timeout", type=DURATION_OR_NONE, help="Wait at most so long: 90s, 15m …")
 
 
 def split_alias(name: str, alias: str) -> tuple[str, str]:

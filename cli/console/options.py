@@ -12,6 +12,12 @@ from registry import errors
 from . import examples
 from .output import FORMATS, ROW_FORMATS, one_line
 
+METAVARS = {
+    "--action": "ACTION", "--actor": "IDENTITY", "--alias": "ALIAS", "--annotation": "KEY=VALUE", "--base": "BASE",
+    "--engine": "PROFILE", "--issuer": "URL", "--namespace": "NAMESPACE", "--node": "NODE", "--owner": "SUBJECT",
+    "--ref": "REF", "--subject": "SUBJECT", "--tag": "KEY[=VALUE]",
+}  # fmt: skip
+"""What the value of an option is, in every command that has it."""
 DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "rename", "replace", "revoke", "yank"})
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
 
@@ -24,6 +30,8 @@ def complete(command: click.Command, name: str) -> click.Command:
     elif all(param.name != "as_json" for param in command.params):
         table = getattr(command.callback, "table", None)
         command.params += [*(_row_options(table) if table is not None else ()), *_shared_options(table is not None)]
+        for option in command.params:
+            option.metavar = option.metavar or METAVARS.get(option.opts[0])
         command.callback = _with_utf8_arguments(command)
         command.parse_args = partial(_parse_once, command, command.parse_args)  # type: ignore[method-assign]
         command.format_epilog = partial(examples.write, command, name)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Signs and verifies versions on this machine: `adapter push --sign` and `adapter verify`.
+"""Signs and verifies versions on this machine: `adapter push --signing-key` and `adapter verify`.
 
 A private key never leaves this machine. Every signature is verified here against the manifest whose digest is the
 version; the registry's own statements count only with a log key that this machine remembers.
@@ -60,7 +60,7 @@ class Bundle(Response):
         try:
             return cls.model_validate_json(data)
         except (ValidationError, RegistryError) as e:
-            raise Invalid("FOLDER_INVALID", f"{file} is not a bundle of `adapter verify --save`") from e
+            raise Invalid("FOLDER_INVALID", f"{file} is not a bundle of `adapter verify --out`") from e
 
     def to_bytes(self) -> bytes:
         """The file's content, which `parse` reads."""

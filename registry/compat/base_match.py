@@ -36,7 +36,7 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity
     elif not claim.names(base.name):
         message = f"the configuration names the base {claim.name!r}, and it is checked on {base.name!r}"
         if not claim.is_local:
-            message += f" (if both are one model: adapter base alias {base.name} {claim.name})"
+            message += f" (if both are one model: adapter base alias add {base.name} {claim.name})"
         findings.report("compat.base_named_differently", LOCATION, message)
 
 

@@ -123,7 +123,7 @@ def _lora_of(contents: AdapterContents, to: TargetFormat) -> LoraSpec:
     errors = [f for f in contents.lora.findings if f.severity == "error"]
     if errors:
         repairable = {f.code for f in errors} <= REPAIRABLE
-        step = "convert it with --to peft --repair first" if repairable else "repair it first, or push it again"
+        step = "convert it with --format peft --repair first" if repairable else "repair it first, or push it again"
         raise refusal(f"the adapter is faulty: {errors[0].message}", step)
     if contents.lora.method != "LORA":
         raise refusal(f"the method is {contents.lora.method}; only LoRA has the form {to}")
@@ -173,7 +173,7 @@ def _peft(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> 
         return RunsOn.HERE
     if conversion.repair:
         message = f"--repair fixes names that are nearly PEFT's; these are {contents.format}'s"
-        raise refusal(message, "convert it with --to peft and without --repair")
+        raise refusal(message, "convert it with --format peft and without --repair")
     return _foreign_text(contents, base)
 
 

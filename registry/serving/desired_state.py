@@ -18,14 +18,18 @@ FILES_LIMIT = 1_000_000
 """Files of all pages, which a node has in memory."""
 
 
-def read(registry: Registry, base: str, alias: str, *, engine: str = "") -> DesiredState:
-    """Return what the alias of every adapter points at.
+def read(registry: Registry, base: str, alias: str, *, engine: str = "", namespace: str = "") -> DesiredState:
+    """Return what the alias of every adapter points at, or of those of one namespace.
 
     An alias that moves while the pages are read may be listed with either version: the cursor is that of the first
     page, so the next request with it returns at once.
     """
     first = registry.desired_state(base, alias, engine=engine, limit=PAGE_ADAPTERS)
-    return _read_on(registry, base, alias, engine, first)
+    state = _read_on(registry, base, alias, engine, first)
+    if not namespace:
+        return state
+    adapters = [entry for entry in state.adapters if entry.name.partition("/")[0] == namespace]
+    return state.model_copy(update={"adapters": adapters})
 
 
 def read_next(

@@ -22,13 +22,13 @@ def test_one_pass_loads_reports_and_exits_6_if_an_adapter_is_not_ready(cli: Comm
     cli.push("acme/support", "--alias", "canary")
     cli.push("acme/large", "--alias", "canary", rank=32)
     with VLLMServer() as engine:
-        words = ["agent", "--engine", f"vllm={engine.url}", "--base", "tiny-llama", "--alias", "canary", "--once",
+        words = ["agent", "--sync", f"vllm={engine.url}", "--base", "tiny-llama", "--alias", "canary", "--once",
                  "--dir", cli.folder / "store", "--node", "gpu-1", "--metrics-port", "0"]  # fmt: skip
         result = cli(*words).stdout
         assert "metrics: http://127.0.0.1:" in result
         assert "acme/support  acme-support-v1  ready" in result
         assert sorted(engine.loaded) == ["acme-large-v1", "acme-support-v1"]
-        profile = ["--profile", "vllm==0.33.0,max_lora_rank=16", "--json"]
+        profile = ["--engine", "vllm==0.33.0,max_lora_rank=16", "--json"]
         items = cli(*words, *profile, expect=6).json["items"]
         assert {item["name"]: item["state"] for item in items} == {"acme/large": "refused", "acme/support": "ready"}
         assert "unverified" in cli("fleet", "--node", "gpu-1").stdout
@@ -50,7 +50,7 @@ def test_a_wrong_served_name_exits_70_and_stops_no_other_adapter(
         return state.model_copy(update={"adapters": [first, second.model_copy(update={"served_name": "a\x1b[2Jb"})]})
 
     monkeypatch.setattr(Registry, "desired_state", lie)
-    words = ["agent", "--engine", f"dir={cli.folder / 'served'}", "--base", "tiny-llama", "--alias", "canary", "--once",
+    words = ["agent", "--sync", f"dir={cli.folder / 'served'}", "--base", "tiny-llama", "--alias", "canary", "--once",
              "--dir", cli.folder / "store"]  # fmt: skip
     printed = cli(*words, expect=70).stdout
     assert "acme/other  acme-other-v1  ready" in printed
@@ -67,8 +67,8 @@ def test_several_engines_share_a_store_and_one_that_is_down_delays_no_other(cli:
     with VLLMServer() as first, SGLangServer() as second:
         engines = [f"vllm={first.url}", f"sglang={second.url}", f"dir={served}"]
         words = ["agent", "--base", "tiny-llama", "--alias", "canary", "--once", "--dir", cli.folder / "store",
-                 "--node", "gpu-1", "--profile", "vllm==0.33.0,max_lora_rank=16", "--json"]  # fmt: skip
-        words += [word for engine in engines for word in ("--engine", engine)]
+                 "--node", "gpu-1", "--engine", "vllm==0.33.0,max_lora_rank=16", "--json"]  # fmt: skip
+        words += [word for engine in engines for word in ("--sync", engine)]
         items = cli(*words).json["items"]
         assert [item["state"] for item in items] == ["ready"] * 3
         assert len(list((cli.folder / "store" / "versions").iterdir())) == 1
@@ -81,7 +81,7 @@ def test_several_engines_share_a_store_and_one_that_is_down_delays_no_other(cli:
             "vllm": "downloaded", "sglang": "serving", "dir": "serving",
         }  # fmt: skip
         assert [(c["serving"], c["nodes"]) for c in shown["convergence"]] == [(2, 3)]
-        twice = ["--engine", engines[1], "--profile", "vllm==0.32.0"]
+        twice = ["--sync", engines[1], "--engine", "vllm==0.32.0"]
         assert "one kind and one port" in cli(*words, *twice[:2], expect=2).stderr
         assert "are of one kind" in cli(*words, *twice[2:], expect=2).stderr
 
@@ -105,7 +105,7 @@ def test_a_signal_ends_the_agent_and_leaves_the_engines_unchanged(
         before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         try:
             result = cli("agent", "--base", "tiny-llama", "--alias", "canary", "--dir", cli.folder / "store",
-                        "--engine", f"vllm={first.url}", "--engine", f"sglang={second.url}").stderr  # fmt: skip
+                        "--sync", f"vllm={first.url}", "--sync", f"sglang={second.url}").stderr  # fmt: skip
         finally:
             for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
                 signal.signal(number, handler)
@@ -119,7 +119,7 @@ def test_a_signal_ends_the_agent_and_leaves_the_engines_unchanged(
 
 def test_notes_about_a_registry_that_is_away_are_log_lines(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.client.transport.retries.PAUSE_SECONDS", 0.0)
-    words = ["agent", "--base", "tiny-llama", "--engine", f"dir={cli.folder / 'served'}", "--dir", cli.folder / "store"]
+    words = ["agent", "--base", "tiny-llama", "--sync", f"dir={cli.folder / 'served'}", "--dir", cli.folder / "store"]
     away = {"ADAPTER_LOG": "json", "ADAPTER_REGISTRY": "http://127.0.0.1:9", "ADAPTER_TOKEN": "t"}
     note = json.loads(cli(*words, "--once", expect=75, **away).stderr.splitlines()[0])
     assert note["level"] == "INFO", "an outage is a warning when it begins and ends, not with each repetition"
@@ -130,7 +130,7 @@ def test_an_engine_in_use_for_one_alias_is_not_emptied_for_another(cli: CommandR
     cli.add_base()
     cli.push("acme/support", "--alias", "canary")
     store, served = cli.folder / "store", cli.folder / "served"
-    words = ["agent", "--base", "tiny-llama", "--engine", f"dir={served}", "--dir", store, "--once", "--drain", "0"]
+    words = ["agent", "--base", "tiny-llama", "--sync", f"dir={served}", "--dir", store, "--once", "--drain", "0s"]
     cli(*words, "--alias", "canary")
     for file in ("aliases.json", "aliases-dir-served.json"):
         with in_use.follow(store, file, "the alias 'prod' of 'tiny-llama'"):
@@ -149,7 +149,7 @@ def test_the_api_key_of_an_engine_comes_from_the_environment(
     cli.push("acme/support", "--alias", "canary")
     with VLLMServer() as engine:
         engine.key = "sesame"
-        words = ["agent", "--engine", f"vllm={engine.url}", "--base", "tiny-llama", "--alias", "canary", "--once",
+        words = ["agent", "--sync", f"vllm={engine.url}", "--base", "tiny-llama", "--alias", "canary", "--once",
                  "--dir", cli.folder / "store"]  # fmt: skip
         assert "set ADAPTER_ENGINE_KEY" in cli(*words, expect=6).stderr
         monkeypatch.setenv("ADAPTER_ENGINE_KEY", "sesame")
@@ -158,7 +158,7 @@ def test_the_api_key_of_an_engine_comes_from_the_environment(
 
 def test_an_unknown_engine_kind_and_a_wrong_port_are_errors(cli: CommandRunner) -> None:
     cli.add_base()
-    words = ["agent", "--base", "tiny-llama", "--dir", cli.folder, "--once", "--json", "--engine"]
+    words = ["agent", "--base", "tiny-llama", "--dir", cli.folder, "--once", "--json", "--sync"]
     assert (
         "must be KIND=LOCATION, such as vllm=http://127.0.0.1:8000"
         in cli(*words, "tgi=http://127.0.0.1", expect=2).problem["detail"]

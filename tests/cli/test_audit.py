@@ -102,10 +102,10 @@ def test_an_intact_log_verifies_online_and_from_an_export(cli: CommandRunner, tm
     assert cli("audit", "verify", "--json").json["ok"]
     folder = tmp_path / "exported"
     size = cli("audit", "export", folder, "--json").json["size"]
-    result = cli("audit", "verify", folder, "--key", key, "--json").json
+    result = cli("audit", "verify", folder, "--log-key", key, "--json").json
     assert (result["ok"], result["size"], result["key_given"]) == (True, size, True)
     other = "x.example+" + key.split("+", 1)[1]
-    cli("audit", "verify", folder, "--key", other, expect=2)
+    cli("audit", "verify", folder, "--log-key", other, expect=2)
     cli("audit", "export", folder, expect=2)
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "keys"):
         data = path.read_bytes()
@@ -196,15 +196,15 @@ def test_verify_shows_pusher_signer_and_log_entry(cli: CommandRunner, tmp_path: 
     path = tmp_path / "id_ed25519"
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
     path.write_bytes(created.private_bytes(encoding, form, serialization.NoEncryption()))
-    cli.push("acme/signed", "--sign", path)
+    cli.push("acme/signed", "--signing-key", path)
     result = cli("verify", "acme/signed", "--json").json
     assert result["ok"]
     kinds = {line["kind"]: line for line in result["signatures"]}
     assert kinds["push"]["who"].startswith("owner, according to registry.local/")
     identity = kinds["signature"]["identity"]
-    assert cli("sign", "acme/support", "--key", path, "--json").json["identity"] == identity
+    assert cli("sign", "acme/support", "--signing-key", path, "--json").json["identity"] == identity
     digest = cli("show", "acme/support", "--json").json["digest"]
-    signed = cli("sign", "acme/support", "--key", path).stdout
+    signed = cli("sign", "acme/support", "--signing-key", path).stdout
     assert signed == f"acme/support@{digest} is signed by {identity}\n", "a registry can lie about the number"
     text = cli("verify", "acme/support", "--signed-by", identity).stdout
     assert f"signature  {identity}" in text
@@ -212,7 +212,7 @@ def test_verify_shows_pusher_signer_and_log_entry(cli: CommandRunner, tmp_path: 
     assert " safe" not in text
     assert cli("verify", "acme/support", "--signed-by", "key:0", "--json", expect=70).json["missing"] == ["key:0"]
     cli("sign", "acme/support", expect=2)
-    cli("sign", "acme/support", "--key", tmp_path / "absent", expect=2)
+    cli("sign", "acme/support", "--signing-key", tmp_path / "absent", expect=2)
 
 
 def test_a_bundle_is_verified_offline(cli: CommandRunner, tmp_path: Path) -> None:
@@ -220,23 +220,23 @@ def test_a_bundle_is_verified_offline(cli: CommandRunner, tmp_path: Path) -> Non
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     created = ed25519.Ed25519PrivateKey.generate().private_bytes(encoding, form, serialization.NoEncryption())
     (tmp_path / "signer.pem").write_bytes(created)
-    signer = cli("sign", "acme/support", "--key", tmp_path / "signer.pem", "--json").json["identity"]
+    signer = cli("sign", "acme/support", "--signing-key", tmp_path / "signer.pem", "--json").json["identity"]
     cli("pull", "acme/support", pulled)
-    cli("verify", "acme/support", "--save", saved)
+    cli("verify", "acme/support", "--out", saved)
     away = "http://127.0.0.1:9"
     offline = ["verify", "--offline", saved, "--folder", pulled]
-    result = cli(*offline, "--key", key, "--signed-by", signer, "--json", ADAPTER_REGISTRY=away).json
+    result = cli(*offline, "--log-key", key, "--signed-by", signer, "--json", ADAPTER_REGISTRY=away).json
     assert (result["ok"], result["key_given"], len(result["files"])) == (True, True, 4)
     assert {line["kind"] for line in result["signatures"]} == {"push", "verdict", "signature"}
     assert "the log's keys came with the file" in cli(*offline, ADAPTER_REGISTRY=away).stdout
-    assert "no file was read" in cli("verify", "--offline", saved, "--key", key, ADAPTER_REGISTRY=away).stdout
-    cli(*offline, "--key", key, "--signed-by", "key:another", expect=70, ADAPTER_REGISTRY=away)
+    assert "no file was read" in cli("verify", "--offline", saved, "--log-key", key, ADAPTER_REGISTRY=away).stdout
+    cli(*offline, "--log-key", key, "--signed-by", "key:another", expect=70, ADAPTER_REGISTRY=away)
     document = json.loads(saved.read_text())
     public = PrivateKey.of_seed(b"\1" * 32).public.key
     assert isinstance(public, Ed25519PublicKey)
     other = public.public_bytes_raw()
     other_key = Verifier(key.partition("+")[0], other).text
-    assert not cli(*offline, "--key", other_key, "--json", expect=70, ADAPTER_REGISTRY=away).json["ok"]
+    assert not cli(*offline, "--log-key", other_key, "--json", expect=70, ADAPTER_REGISTRY=away).json["ok"]
     changes: tuple[Callable[[dict[str, Any]], None], ...] = (
         lambda d: d.update(number=2),
         lambda d: d["manifest"]["files"][0].update(size_bytes=7),
@@ -248,7 +248,7 @@ def test_a_bundle_is_verified_offline(cli: CommandRunner, tmp_path: Path) -> Non
         changed = json.loads(json.dumps(document))
         change(changed)
         saved.write_text(json.dumps(changed))
-        assert not cli(*offline, "--key", key, "--json", expect=70, ADAPTER_REGISTRY=away).json["ok"]
+        assert not cli(*offline, "--log-key", key, "--json", expect=70, ADAPTER_REGISTRY=away).json["ok"]
     for text in ("{}", "[" * 100_000, json.dumps(document | {"keys": ["x"]})):
         saved.write_text(text)
         assert cli("verify", "--offline", saved, "--json", expect=2, ADAPTER_REGISTRY=away).problem["code"] in (
@@ -256,6 +256,6 @@ def test_a_bundle_is_verified_offline(cli: CommandRunner, tmp_path: Path) -> Non
         )  # fmt: skip
     saved.write_text(json.dumps(document))
     (pulled / "adapter_config.json").write_text("{}")
-    assert "differs" in cli(*offline, "--key", key, expect=70, ADAPTER_REGISTRY=away).stdout
+    assert "differs" in cli(*offline, "--log-key", key, expect=70, ADAPTER_REGISTRY=away).stdout
     cli("verify", "acme/support", "--offline", saved, expect=2)
     cli("verify", "acme/support", "--folder", pulled, expect=2)

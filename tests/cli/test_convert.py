@@ -44,7 +44,7 @@ def test_names_are_repaired_locally(cli: CommandRunner) -> None:
 
     folder = samples.write(samples.lora(samples.llama(), change=raw), cli.folder / "raw")
     cli("push", folder, "acme/support")
-    created = cli("convert", "acme/support", "--to", "peft", "--repair", "--json").json
+    created = cli("convert", "acme/support", "--format", "peft", "--repair", "--json").json
     assert created["version"]["name"] == "acme/support-peft"
     assert "16 of 16 tensors renamed" in created["report"]["message"]
     assert "converted" in cli("lineage", "acme/support-peft").stdout
@@ -52,11 +52,14 @@ def test_names_are_repaired_locally(cli: CommandRunner) -> None:
 
 def test_conversions_of_values_are_queued_and_wrong_requests_refused(cli: CommandRunner) -> None:
     cli("push", samples.write(samples.lora(samples.llama()), cli.folder / "plain"), "acme/support")
-    assert "adapter worker" in cli("convert", "acme/support", "--to", "canonical").stdout
-    assert "adapter job" in cli("convert", "acme/support", "--to", "canonical", "--timeout", 0.01, expect=75).stderr
-    refused = cli("convert", "acme/support", "--to", "plain", expect=2)
+    assert "adapter worker" in cli("convert", "acme/support", "--format", "canonical").stdout
+    assert (
+        "adapter job"
+        in cli("convert", "acme/support", "--format", "canonical", "--wait-timeout", "0s", expect=75).stderr
+    )
+    refused = cli("convert", "acme/support", "--format", "plain", expect=2)
     assert "PiSSA and OLoRA" in refused.stderr
-    assert "CONVERSION_INVALID" in cli("convert", "acme/support", "--to", "peft", "--json", expect=2).stderr
+    assert "CONVERSION_INVALID" in cli("convert", "acme/support", "--format", "peft", "--json", expect=2).stderr
 
 
 def test_push_all_accepts_adapters_of_other_tools(cli: CommandRunner) -> None:

@@ -38,5 +38,5 @@ def test_an_example_is_a_line_that_its_command_takes(name: str, line: str, monke
 
 def test_a_help_ends_with_its_examples(cli: CommandRunner) -> None:
     assert cli("token", "create", "--help").stdout.endswith(
-        "Examples:\n  adapter token create trainer-7 --scope push --namespace acme --days 90\n"
+        "Examples:\n  adapter token create trainer-7 --scope push --namespace acme --expires 90d\n"
     )

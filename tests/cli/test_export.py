@@ -29,6 +29,6 @@ def test_an_export_of_an_unused_alias_says_so(cli: CommandRunner) -> None:
     cli.push("acme/support", "--alias", "canary")
     none = "no adapter of 'tiny-llama' that you can see has the alias 'prod'"
     assert none in cli("export", "tiny-llama", cli.folder / "served").stdout
-    objects = cli("export", "tiny-llama", "--kubernetes", "modeladapter", "--from", "s3://models/prod/")
+    objects = cli("export", "tiny-llama", "--kubernetes", "modeladapter", "--location", "s3://models/prod/")
     assert json.loads(objects.stdout)["items"] == []
     assert none in objects.stderr

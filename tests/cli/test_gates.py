@@ -19,7 +19,7 @@ def test_a_gate_is_set_shown_met_and_removed(cli: CommandRunner) -> None:
     shown = cli("gate", "show", "acme/support@1", "prod").stdout
     assert "closed for @1:" in shown
     assert cli("promote", "acme/support@1", "prod", "--json", expect=6).problem["code"] == "GATE_CLOSED"
-    own = cli("approve", "acme/support@1", "prod", "--comment", "mine").stdout
+    own = cli("approve", "acme/support@1", "prod", "--reason", "mine").stdout
     assert "The gate does not count this approval: you pushed the version, or are not one of its approvers." in own
     closed = cli("promote", "acme/support@1", "prod", expect=6).stderr
     assert "Next: ask ann to run `adapter approve acme/support@1 prod`" in closed
@@ -33,7 +33,7 @@ def test_a_gate_that_can_never_open_is_refused(cli: CommandRunner) -> None:
     result = cli("gate", "set", "acme", "prod", "--approvals", "2", "--approver", "ann", expect=2)
     assert "can never open: approvals: 2 are required, and the number of approvers is 1" in result.stderr
     assert "everything would pass" in cli("gate", "set", "acme:prod", "--approver", "ann", expect=2).stderr
-    words = ["--soak-in", "prod", "--soak", "60"]
+    words = ["--soak-in", "prod", "--soak", "60s"]
     assert "before it is 'prod'" in cli("gate", "set", "acme:prod", *words, expect=2).stderr
     assert "No gate is set on acme" in cli("gate", "list", "acme").stdout
 

@@ -68,11 +68,11 @@ def test_texts_of_a_worker_do_not_steer_the_terminal(cli: CommandRunner) -> None
 
 def test_a_job_is_submitted_shown_and_cancelled(cli: CommandRunner) -> None:
     cli.add_base()
-    pushed = cli("push", cli.make_adapter("a"), "acme/support", "--timeout", "0.01", "--json", expect=75)
+    pushed = cli("push", cli.make_adapter("a"), "acme/support", "--wait-timeout", "0s", "--json", expect=75)
     assert (pushed.json["version"]["number"], pushed.problem["code"]) == (1, "TRY_LATER"), "the version is shown"
     job = cli("smoke-test", "acme/support", "--json").json
     assert (job["state"], job["kind"], job["subject"]) == ("queued", "smoke-test", "acme/support@1")
-    assert cli("smoke-test", "acme/support", "--timeout", "0.01", "--json", expect=75).problem["code"] == "TRY_LATER"
+    assert cli("smoke-test", "acme/support", "--wait-timeout", "0s", "--json", expect=75).problem["code"] == "TRY_LATER"
     assert job["id"] in cli("job", "list").stdout
     assert "smoke-test acme/support@1 on tiny-llama" in cli("job", "show", job["id"]).stdout
     assert cli("job", "cancel", job["id"], "--json").json["state"] == "cancelled"

@@ -104,13 +104,13 @@ def test_lineage_is_a_tree_up_and_down(released: CommandRunner) -> None:
 
 
 def test_lineage_is_drawn_for_other_programs(released: CommandRunner) -> None:
-    dot = released("lineage", "acme/support", "--format", "dot").stdout
+    dot = released("lineage", "acme/support", "--as", "dot").stdout
     assert dot.startswith("digraph lineage {")
     assert '[label="acme/support@1"' in dot
-    mermaid = released("lineage", "acme/support", "--format", "mermaid").stdout
+    mermaid = released("lineage", "acme/support", "--as", "mermaid").stdout
     assert mermaid.startswith("flowchart LR")
     assert "-->|continued|" in mermaid
-    result = json.loads(released("lineage", "acme/support", "--format", "json").stdout)
+    result = json.loads(released("lineage", "acme/support", "--json").stdout)
     assert {edge["relation"] for edge in result["edges"]} >= {"continued"}
     assert released("lineage", "acme/support", "--json").json == result
 
@@ -147,7 +147,7 @@ def test_a_partial_pull_never_looks_whole(cli: CommandRunner, tmp_path: Path) ->
     assert "partial: 2 of 3 files" in result.stdout
     assert sorted(path.name for path in dest.iterdir()) == [".adapter.partial.json", "README.md", "adapter_config.json"]
     assert json.loads((dest / ".adapter.partial.json").read_text())["include"] == ["*.json", "*.md"]
-    cli("verify", "acme/support", "--save", bundle)
+    cli("verify", "acme/support", "--out", bundle)
     assert "adapter_model.safetensors" in cli("verify", "--offline", bundle, "--folder", dest, expect=70).stdout
 
     pull = ("pull", "acme/support", dest, "--verify", "--json")
@@ -229,16 +229,18 @@ def test_a_promotion_against_a_stale_generation_is_a_conflict(released: CommandR
 
 def test_a_rollback_goes_to_the_given_version(released: CommandRunner) -> None:
     released("promote", "acme/support@2", "prod")
-    assert released("rollback", "acme/support", "prod", "--to", "@1", "--json").json["number"] == 1
-    assert released("rollback", "acme/support", "prod", "--to", "acme/support@2", "--json").json["number"] == 2
-    assert "belongs to acme/support" in released("rollback", "acme/support", "prod", "--to", "a/b@2", expect=2).stderr
+    assert released("rollback", "acme/support", "prod", "--version", "@1", "--json").json["number"] == 1
+    assert released("rollback", "acme/support", "prod", "--version", "acme/support@2", "--json").json["number"] == 2
+    assert (
+        "belongs to acme/support" in released("rollback", "acme/support", "prod", "--version", "a/b@2", expect=2).stderr
+    )
 
 
 def test_a_version_is_named_as_people_write_it(released: CommandRunner) -> None:
     digest = released("show", "acme/support@v1", "--json").json["digest"]
     short = f"acme/support@{digest[:15]}"
     assert released("show", short, "--json").json["number"] == 1
-    assert released("rollback", "acme/support:prod", "--to", short, "--json").json["number"] == 1
+    assert released("rollback", "acme/support:prod", "--version", short, "--json").json["number"] == 1
     unknown = released("show", "acme/support@sha256:00000000", "--json", expect=4)
     assert unknown.problem["code"] == "VERSION_UNKNOWN"
 
@@ -303,16 +305,16 @@ def test_pull_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) 
     there = tmp_path / "out" / "globex" / "b"
     there.mkdir(parents=True)
     (there / "mine.txt").write_text("not yours")
-    result = cli("pull-all", tmp_path / "out", "--base", "tiny-llama", expect=2)
+    result = cli("pull-all", "tiny-llama", tmp_path / "out", expect=2)
     assert result.stdout.splitlines()[-1] == f"2 adapters in {tmp_path / 'out'}, 1 failed"
     assert "globex/b  refused" in result.stdout
     for folder in (folders[0], folders[2]):
         weights = (tmp_path / "out" / "globex" / folder.name / "adapter_model.safetensors").read_bytes()
         assert weights == (folder / "adapter_model.safetensors").read_bytes()
-    items = cli("pull-all", tmp_path / "new", "--base", "tiny-llama", "--json").json["items"]
+    items = cli("pull-all", "tiny-llama", tmp_path / "new", "--json").json["items"]
     assert [item["resolved"]["number"] for item in items] == [1, 1, 1]
     for words in (["tiny-llama", "--namespace", "elsewhere"], ["tiny-llama", "--alias", "production"], ["tiny-lama"]):
-        none = cli("pull-all", tmp_path / "new", "--base", *words, "--json", expect=4)
+        none = cli("pull-all", words[0], tmp_path / "new", *words[1:], "--json", expect=4)
         assert none.problem["code"] == "ADAPTER_UNKNOWN", "a mistyped word must not end a deployment as done"
 
 

@@ -87,23 +87,23 @@ def test_exports_are_valid_for_other_programs(declared_cli: CommandRunner, tmp_p
     from cyclonedx.validation.json import JsonStrictValidator
 
     validator, bom = JsonStrictValidator(SchemaVersion.V1_6), tmp_path / "bom.json"
-    declared_cli("lineage", "acme/support@1", "--format", "cyclonedx", "--out", bom)
+    declared_cli("lineage", "acme/support@1", "--as", "cyclonedx", "--out", bom)
     for ref in ("acme/support@1", "acme/support@2"):
-        text = declared_cli("lineage", ref, "--format", "cyclonedx").stdout
+        text = declared_cli("lineage", ref, "--as", "cyclonedx").stdout
         assert validator.validate_str(text) is None
     assert validator.validate_str(bom.read_text()) is None
     broken = json.loads(bom.read_text()) | {"components": [{"type": "adapter", "name": "x"}]}
     assert validator.validate_str(json.dumps(broken)) is not None
-    event = declared_cli("lineage", "acme/support@1", "--format", "openlineage").json
+    event = declared_cli("lineage", "acme/support@1", "--as", "openlineage").json
     assert {dataset["name"] for dataset in event["inputs"]} == {"tickets.jsonl", "acme/chats", "tiny-llama"}
     assert event["run"]["facets"]["adapterRegistry_trainerState"]["claimed"]["steps"] == 12
-    built = declared_cli("lineage", "acme/support@1", "--format", "slsa").json["predicate"]["buildDefinition"]
+    built = declared_cli("lineage", "acme/support@1", "--as", "slsa").json["predicate"]["buildDefinition"]
     assert built["internalParameters"]["trainer"]["best_metric"] == "6.26215"
     claimed = {
         prop["name"]: prop["value"] for prop in json.loads(bom.read_text())["metadata"]["component"]["properties"]
     }
     assert claimed["adapter-registry:claimed-training:epochs"] == "1.5"
-    svg = declared_cli("lineage", "acme/support", "--format", "svg").stdout
+    svg = declared_cli("lineage", "acme/support", "--as", "svg").stdout
     assert svg.startswith("<svg")
 
 
@@ -113,8 +113,8 @@ def test_a_signed_statement_is_an_envelope_of_it(declared_cli: CommandRunner, tm
     )
     key = tmp_path / "key.pem"
     key.write_bytes(created)
-    plain = declared_cli("lineage", "acme/support@1", "--format", "slsa").json
-    envelope = declared_cli("lineage", "acme/support@1", "--format", "slsa", "--sign", key).stdout.strip().encode()
+    plain = declared_cli("lineage", "acme/support@1", "--as", "slsa").json
+    envelope = declared_cli("lineage", "acme/support@1", "--as", "slsa", "--signing-key", key).stdout.strip().encode()
     opened = attestations.verify_envelope(envelope, PrivateKey.parse(created).public)
     assert opened.predicate_type == plain["predicateType"]
     assert opened.predicate == plain["predicate"]
@@ -125,9 +125,9 @@ def test_a_question_that_cannot_be_asked_is_refused_before_it_is(declared_cli: C
     for words in (
         ["lineage"],
         ["lineage", "acme/support", "--base", "tiny-llama"],
-        ["lineage", "acme/support", "--down", "--format", "slsa"],
-        ["lineage", "--dataset", DATA, "--format", "cyclonedx"],
-        ["lineage", "acme/support", "--sign", "key.pem"],
+        ["lineage", "acme/support", "--down", "--as", "slsa"],
+        ["lineage", "--dataset", DATA, "--as", "cyclonedx"],
+        ["lineage", "acme/support", "--signing-key", "key.pem"],
         ["push", "nowhere", "acme/x", "--dataset", "s3://data"],
         ["push", "nowhere", "acme/x", "--param", "token=hf_" + "a" * 34],
         ["push", "nowhere", "acme/x", "--run", "MLflow:1"],

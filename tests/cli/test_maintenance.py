@@ -45,14 +45,14 @@ def test_damage_exits_70_and_is_repaired_by_a_push(cli: CommandRunner) -> None:
 def test_gc_counts_before_it_deletes(cli: CommandRunner) -> None:
     cli.add_base()
     cli.push("acme/support")
-    report = cli("gc", "--dry-run", "--grace", "0", "--json").json
+    report = cli("gc", "--dry-run", "--grace", "0s", "--json").json
     assert (report["dry_run"], report["blobs_deleted"], report["next_cursor"]) == (True, 0, "")
     litter = cli.folder / "data/blobs/blobs/sha256/00" / ("00" + "f" * 62)
     litter.parent.mkdir(exist_ok=True)
     litter.write_bytes(b"x")
-    assert "1  blob without a row deleted" in cli("gc", "--dry-run", "--grace", "0").stdout
+    assert "1  blob without a row deleted" in cli("gc", "--dry-run", "--grace", "0s").stdout
     assert litter.exists()
-    cli("gc", "--grace", "0")
+    cli("gc", "--grace", "0s")
     assert not litter.exists()
 
 

@@ -75,7 +75,7 @@ def test_a_token_of_a_subject_is_created_and_rotated(cli: CommandRunner) -> None
     assert created["token"]["subject"] == "alice@example.org"
     ids = {created["token"]["id"]}
     for token in (created["token"]["id"], "alice"):
-        rotated = cli("token", "rotate", token, "--keep-minutes", 5, "--json").json
+        rotated = cli("token", "rotate", token, "--keep-old", "5m", "--json").json
         assert rotated["secret"] != created["secret"]
         assert {rotated["token"]["id"]} == ids
     listed = cli("token", "list", "--json").json["items"]

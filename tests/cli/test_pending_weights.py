@@ -72,7 +72,7 @@ def test_wait_ends_at_the_first_known_fail(large: CommandRunner, monkeypatch: py
 
 def test_a_verdict_that_does_not_come_is_pending_and_exits_75(pending: CommandRunner) -> None:
     folder = adapter(pending, "broken", math.nan)
-    for options in (["--strict"], ["--alias", "canary"], ["--wait"], ["--timeout", "0.05"]):
+    for options in (["--strict"], ["--alias", "canary"], ["--wait"], ["--wait-timeout", "0s"]):
         result = pending("push", folder, "acme/broken", *options, expect=75)
         assert "weights pending" in result.stdout
         assert "still pending" in result.stderr

@@ -19,7 +19,7 @@ from tests import non_peft_files, samples
 from tests.cli.runner import CommandRunner
 
 BROKEN = Finding(code="smoke.no_effect", severity="error", location="logits", message="the logits do not move")
-NOW = ("--timeout", "0.000001")
+NOW = ("--wait-timeout", "0s")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_without_a_worker_an_unchanged_push_is_late_and_moves_no_alias(pushed: C
 
 
 def test_waiting_ends_once_no_worker_takes_a_test(pushed: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without --timeout, too: a CI job would run until its service ends it."""
+    """Without --wait-timeout, too: a CI job would run until its service ends it."""
     monkeypatch.setattr("registry.client.waiting.QUEUED_SECONDS", 0.01)
     folder = str(folder_of(pushed, "a"))
     campaign = ("--all", "--base", "tiny-llama")

@@ -33,7 +33,7 @@ def test_push_and_pull_over_a_real_server(
         patch.setenv("ADAPTER_TOKEN", server["token"])
         cli.add_base()
         folder = cli.make_adapter("mine")
-        words = ["token", "create", "ci", "--scope", "push", "--namespace", "acme", "--days", "1", "--json"]
+        words = ["token", "create", "ci", "--scope", "push", "--namespace", "acme", "--expires", "1d", "--json"]
         secret = cli(*words).json["secret"]
         cli("pull", "acme/none", tmp_path / "none", expect=4)
     monkeypatch.setenv("ADAPTER_TOKEN", secret)

@@ -291,9 +291,9 @@ def test_a_login_over_plain_http_to_another_machine_needs_insecure(
         *((line, True) for line in (
             "push {adapter} acme/support", "push {adapter} acme/support --wait --alias prod",
             "push-all {parent} acme --wait", "pull acme/support {folder}/new", "cat acme/support adapter_config.json",
-            "pull-all {folder}/all --base tiny-llama",
+            "pull-all tiny-llama {folder}/all",
             "export tiny-llama {folder}/export",
-            "convert acme/support --to plain", "smoke-test acme/support --wait", "smoke-test --campaign c1 --wait",
+            "convert acme/support --format plain", "smoke-test acme/support --wait", "smoke-test --campaign c1 --wait",
             "smoke-test --all --base tiny-llama --wait", "merge acme/a acme/b --into acme/c --wait",
         )),
         *((line, False) for line in (

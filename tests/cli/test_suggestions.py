@@ -16,7 +16,7 @@ from tests.cli.runner import CommandRunner
         (["push", "x", "acme/x", "--bse", "y"], "--base"),
         (["download", "acme/x"], "Did you mean 'pull'?"),
         (["list", "acme"], "Next: adapter list --namespace acme"),
-        (["convert", "./x", "--to", "plain"], "'./x' is a path, and convert needs REF of the registry"),
+        (["convert", "./x", "--format", "plain"], "'./x' is a path, and convert needs REF of the registry"),
         (["check", "nowhere"], "Next: name a folder that exists, or a version as NAMESPACE/NAME"),
         (["job", "list", "--kind", "merge", "--kind", "convert"], "--kind is written twice, and takes one value"),
     ],

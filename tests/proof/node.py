@@ -109,8 +109,8 @@ class Node:
         folder = self.folder / "agent"
         folder.mkdir(exist_ok=True)
         command = self._adapter(
-            "agent", "--engine", f"vllm={self.engine.url}", "--base", BASE.name, "--alias", ALIAS, "--dir", str(store),
-            "--profile", f"vllm=={venvs.VLLM},max_lora_rank={vllm_http.MAX_LORA_RANK}", "--drain", "1",
+            "agent", "--sync", f"vllm={self.engine.url}", "--base", BASE.name, "--alias", ALIAS, "--dir", str(store),
+            "--engine", f"vllm=={venvs.VLLM},max_lora_rank={vllm_http.MAX_LORA_RANK}", "--drain", "1s",
         )  # fmt: skip
         with processes.running(command, folder, stop=signal.SIGTERM, env=self.environment):
             yield folder

@@ -133,7 +133,7 @@ def test_llama_cpp_puts_no_adapter_before_everybody_while_another_of_the_desired
 def test_a_version_without_a_gguf_file_names_the_command_that_makes_one(llama_node: Node) -> None:
     llama_node.push("acme/support")
     assert llama_node.states() == {"acme-support-v1": "failed"}
-    assert any("adapter convert REF --to gguf" in transport for transport in llama_node.lines)
+    assert any("adapter convert REF --format gguf" in transport for transport in llama_node.lines)
 
 
 # ------------------------------------------------------------------ directories

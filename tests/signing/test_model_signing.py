@@ -54,11 +54,11 @@ def test_model_signing_verifies_our_signatures(cli: CommandRunner) -> None:
     key, public = setup.SigningSetup(cli.folder / "stand").key("signer", setup.CURVES["p256"])
     pem = cli.folder / "signer.pub"
     pem.write_bytes(public.public_bytes(PEM, SPKI))
-    cli("push", trained, "acme/ours", "--base", "tiny", "--sign", key)
+    cli("push", trained, "acme/ours", "--base", "tiny", "--signing-key", key)
     pulled, signature = cli.folder / "pulled", cli.folder / "ours.sig"
     cli("pull", "acme/ours", pulled)
     saved = cli.folder / "ours.bundle"
-    cli("verify", "acme/ours", "--save", saved)
+    cli("verify", "acme/ours", "--out", saved)
     attestations = json.loads(saved.read_text())["attestations"]
     signature.write_text(
         next(attestation["bundle"] for attestation in attestations if attestation["kind"] == "signature")

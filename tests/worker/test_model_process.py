@@ -176,7 +176,7 @@ def test_a_killed_model_process_takes_its_child_along_and_a_new_one_is_right(sou
         process = pool.process(source)
         kill = lambda: os.kill(process.pid, signal.SIGKILL)  # noqa: E731
         # A child that is stopped before it has asked to die with its parent holds the pipe until the deadline.
-        ended = pytest.raises(ProcessExited, match="signal 9|does not respond")
+        ended = pytest.raises(ProcessExited, match=r"signal 9|does not respond")
         with _When(process, signal.SIGSTOP, then=kill) as stopped, ended:
             pool.try_adapter(source, good, ISOLATED)
         assert not _exists(stopped.child)

@@ -304,8 +304,8 @@ def publish(service: CiService, options: argparse.Namespace, push_options: Seque
     environment = {name: value for name, value in service.environment.items() if name not in SECRETS}
     secret, seconds_left = exchange_token(environment, identity_token, options.name)
     service.mask(secret)
-    timeout = max(1.0, min(options.timeout, seconds_left - MARGIN_SECONDS))
-    words = ["push", "--json", "--wait", "--strict", options.folder, options.name, f"--timeout={timeout}"]
+    timeout = max(1, min(options.timeout, seconds_left - MARGIN_SECONDS))
+    words = ["push", "--json", "--wait", "--strict", options.folder, options.name, f"--wait-timeout={int(timeout)}s"]
     status, result, problem = run_adapter({**environment, "ADAPTER_TOKEN": secret}, *words, *push_options)
     text = describe_push(options.name, url, result, problem)
     with service.commands_stopped():

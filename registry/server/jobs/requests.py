@@ -73,7 +73,7 @@ def _submit_smoke_test(session: Session, actor: Actor, request: JobSubmit) -> Jo
         format_name = version.facts.get("format")
         subject = f"{ref.name}@{version.number}"
         message = f"{subject} has no smoke test: no worker loads the format '{format_name}' on its base"
-        next_step = f"convert it: adapter convert {subject} --to peft --into NAME"
+        next_step = f"convert it: adapter convert {subject} --format peft --into NAME"
         raise Invalid("TEST_UNSUPPORTED", message, next_step=next_step)
     return _enqueue(session, actor, request, ref.name, version, priority=request.priority)
 

@@ -116,7 +116,7 @@ def _gguf(folder: Path) -> Path:
     if len(files) != 1:
         raise Refused(
             "VERDICT_FAILED", f"llama.cpp takes GGUF adapters, and this version has {len(files)} such files: "
-            "`adapter convert REF --to gguf` makes a version that has one",
+            "`adapter convert REF --format gguf` makes a version that has one",
         )  # fmt: skip
     return files[0]
 

@@ -109,7 +109,7 @@ def _llm_service(desired: DesiredState, entries: Sequence[DesiredAdapter], root:
         raise Invalid(
             "URL_REFUSED",
             "an LLMInferenceService takes its model from hf://, s3://, pvc:// or oci:// and adapters from s3:// or pvc://",
-            next_step="pass --model hf://ORG/NAME and --from s3://BUCKET/PREFIX/",
+            next_step="pass --model hf://ORG/NAME and --location s3://BUCKET/PREFIX/",
         )
     slash = "/" if root.startswith("s3://") else ""  # a raw prefix: `…-v1` is one of `…-v10`
     lora: Object = {"adapters": [{"name": e.served_name, "uri": f"{root}/{e.served_name}{slash}"} for e in entries]}

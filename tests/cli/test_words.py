@@ -1,0 +1,76 @@
+"""One word for one thing, over all commands: the table of the words of the command line."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import click
+
+from cli.console import options
+from cli.main import COMMANDS
+
+OTHER_WORDS = {
+    "--comment": "--reason", "--message": "the text of a version: push, push-all and convert",
+    "--to": "an alias: promote and approve", "--from": "an alias: promote and approve",
+    "--timeout": "--wait-timeout for a wait; that of a response stands before the command",
+    "--save": "--out", "--output-file": "--out", "--key": "--signing-key, --public-key or --log-key",
+    "--sign": "--signing-key", "--days": "--expires", "--profile": "--engine", "--delete": "a command `delete`",
+}  # fmt: skip
+"""Word that was, or is elsewhere, in use → the word for it, or the commands that it belongs to."""
+BELONG = {
+    "--message": {"push", "push-all", "convert"},
+    "--to": {"promote", "approve"},
+    "--from": {"promote", "approve"},
+}
+TWO_KINDS = {
+    "-o": "only lists are also a table or CSV",
+    "--after": "an entry of the audit log has a number, a check a cursor",
+    "--base": "a worker takes the folder of a base beside its name",
+    "--dataset": "a push declares a name and an address, a lineage starts from either",
+    "--format": "the formats that convert makes are fewer than those that list finds",
+    "--golden": "a push sends samples, a gate requires them",
+    "--into": "a conversion makes a version, never a folder",
+    "--method": "a method of merging, and a method of PEFT",
+    "--provenance": "push-all names a file in each folder",
+    "--signed-by": "a gate takes identities, verify also files of keys",
+    "--state": "jobs and deliveries have other states",
+}
+"""Options whose value is not of one kind in all commands, and why."""
+
+
+def _commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for word, inner in command.commands.items():
+            yield from _commands(inner, f"{name} {word}")
+    else:
+        yield name, command
+
+
+def _options() -> Iterator[tuple[str, click.Option]]:
+    for word, spec in COMMANDS.items():
+        for name, command in _commands(options.complete(spec.load(word), word), word):
+            yield from ((name, param) for param in command.params if isinstance(param, click.Option))
+
+
+def test_the_value_of_an_option_is_of_one_kind_in_every_command() -> None:
+    kinds: defaultdict[str, set[str]] = defaultdict(set)
+    for _, option in _options():
+        metavar = "" if option.is_flag else option.make_metavar(click.Context(click.Command("x")))
+        kinds[option.opts[0]].add(metavar)
+    assert {name: kind for name, kind in kinds.items() if len(kind) > 1 and name not in TWO_KINDS} == {}
+    assert [name for name in TWO_KINDS if len(kinds[name]) < 2] == []
+
+
+def test_no_command_has_another_word_for_a_thing_that_has_one() -> None:
+    found = [(command, word) for command, option in _options() for word in option.opts if word in OTHER_WORDS]
+    assert [(command, word) for command, word in found if command not in BELONG.get(word, ())] == []
+    assert {word for _, word in found} == set(BELONG), "a row for a word that no command has any more"
+
+
+def test_a_time_has_a_unit() -> None:
+    units = ("SECONDS", "MINUTES", "HOURS", "DAYS")
+    found = [
+        (command, option.opts[0])
+        for command, option in _options()
+        if (option.metavar or "") in units or option.opts[0].upper().endswith(tuple(f"-{unit}" for unit in units))
+    ]
+    assert found == []
