@@ -170,8 +170,11 @@ COMMANDS = {
     "hf download acme/commands-moved --revision canary": 0,
     "hf repos tag create acme/commands-moved best": 1,
     "hf repos branch delete acme/commands-moved canary": 1,
-    "hf repos delete acme/commands-moved --yes": 0,
-    "hf models info acme/commands-moved": 1,
+    "hf repos delete acme/commands-moved --yes": 1,  # the alias canary points at it
+    "hf models info acme/commands-moved": 0,
+    "hf upload acme/unneeded adapter": 0,
+    "hf repos delete acme/unneeded --yes": 0,
+    "hf models info acme/unneeded": 1,
 }
 """The words of each command, and how it ends."""
 
