@@ -4,6 +4,7 @@ import click
 
 from registry.api.serving import FleetNodes, NodeView, SlotState, SlotView
 from registry.digest import Digest
+from registry.durations import relative
 
 from .console import output, session, tables
 from .console.tables import Column, Table
@@ -32,7 +33,7 @@ SLOTS: Table[_Slot] = Table((
     Column("state", lambda row: _state(*row)),
     Column("since", lambda row: row[1].since if row[1] else None),
     Column("last report", lambda row: row[0].reported_at,
-           lambda row: output.relative(row[0].reported_at) + ("" if row[0].live else " (lost)")),
+           lambda row: relative(row[0].reported_at) + ("" if row[0].live else " (lost)")),
 ))  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import click
 
 from registry.api.access import TokenCreate, TokenCreated, TokenView
 from registry.client import registries
+from registry.durations import relative
 from registry.errors import Invalid
 from registry.roles import Scope
 from registry.token_secret import new_secret
@@ -103,7 +104,7 @@ def exchange(adapter: str) -> None:
 
 
 def _end_of(item: TokenView) -> str:
-    return output.styled("revoked", "red") if item.revoked_at else output.relative(item.expires_at)
+    return output.styled("revoked", "red") if item.revoked_at else relative(item.expires_at)
 
 
 TOKENS: Table[TokenView] = Table((

@@ -63,3 +63,25 @@ def duration(seconds: int) -> str:
     unit, size = next((unit, size) for unit, size in _UNITS if seconds % size == 0)
     count = seconds // size
     return f"{count} {unit}" + ("" if count == 1 else "s")
+
+
+_AGES = ((60, 1, "s"), (3600, 60, "min"), (86_400, 3600, "h"), (30 * 86_400, 86_400, "day"))
+"""Below how many seconds a unit is used, its seconds and its name."""
+
+
+def relative(at: datetime | None, now: datetime | None = None) -> str:
+    """A time as people say it: `3 h ago`, `in 2 days`, or the date if it is more than a month away.
+
+    Example
+        >>> relative(datetime(2026, 5, 3, 9, tzinfo=UTC), datetime(2026, 5, 3, 12, tzinfo=UTC))
+        '3 h ago'
+    """
+    if at is None:
+        return ""
+    seconds = ((now or datetime.now(UTC)) - at).total_seconds()
+    for limit, unit_seconds, unit in _AGES:
+        if abs(seconds) < limit:
+            count = int(abs(seconds) / unit_seconds)
+            text = f"{count} {unit}" + ("s" if unit == "day" and count != 1 else "")
+            return f"{text} ago" if seconds >= 0 else f"in {text}"
+    return to_utc(at).strftime("%Y-%m-%d")

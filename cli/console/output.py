@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
@@ -367,23 +367,6 @@ def _scaled(count: int, units: Sequence[str]) -> tuple[float, str]:
 def moment(at: datetime | None) -> str:
     """A time in UTC to the second."""
     return to_utc(at).strftime("%Y-%m-%d %H:%M:%S") + " UTC" if at else ""
-
-
-_UNITS = ((60, 1, "s"), (3600, 60, "min"), (86_400, 3600, "h"), (30 * 86_400, 86_400, "day"))
-"""Below how many seconds a unit is used, its seconds and its name."""
-
-
-def relative(at: datetime | None, now: datetime | None = None) -> str:
-    """A time as people say it: `3 h ago`, `in 2 days`, or the date if it is more than a month away."""
-    if at is None:
-        return ""
-    seconds = ((now or datetime.now(UTC)) - at).total_seconds()
-    for limit, unit_seconds, unit in _UNITS:
-        if abs(seconds) < limit:
-            count = int(abs(seconds) / unit_seconds)
-            text = plural(count, unit) if unit == "day" else f"{count} {unit}"
-            return f"{text} ago" if seconds >= 0 else f"in {text}"
-    return to_utc(at).strftime("%Y-%m-%d")
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import click
 
-from registry.durations import to_utc
+from registry.durations import relative, to_utc
 
 from . import output
 
@@ -53,7 +53,7 @@ class Column(Generic[Row]):
             return self.text(row) or "-"
         value = self.value(row)
         if isinstance(value, datetime) and not exact:
-            return output.relative(value)
+            return relative(value)
         return _plain(value, output.moment) or "-"
 
     def exact(self, row: Row) -> str:

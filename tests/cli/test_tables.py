@@ -17,6 +17,7 @@ from cli.console import output, tables
 from cli.console.progress import ProgressLine
 from cli.console.tables import Column, Table
 from registry.api.audit import EventView
+from registry.durations import relative
 from tests.cli.runner import CommandRunner, lines
 from tests.cli.test_terminal import HOSTILE
 
@@ -114,12 +115,10 @@ def test_columns_and_order_are_chosen(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_times_are_relative_within_a_month() -> None:
     now = datetime(2026, 5, 3, tzinfo=UTC)
-    texts = {
-        seconds: output.relative(now - timedelta(seconds=seconds), now) for seconds in (5, 90, 7300, -3601, 86_400)
-    }
+    texts = {seconds: relative(now - timedelta(seconds=seconds), now) for seconds in (5, 90, 7300, -3601, 86_400)}
     assert list(texts.values()) == ["5 s ago", "1 min ago", "2 h ago", "in 1 h", "1 day ago"]
-    assert output.relative(now - timedelta(days=40), now) == "2026-03-24"
-    assert output.relative(None) == ""
+    assert relative(now - timedelta(days=40), now) == "2026-03-24"
+    assert relative(None) == ""
 
 
 def test_every_command_with_rows_takes_every_format(released: CommandRunner) -> None:

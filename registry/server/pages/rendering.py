@@ -23,7 +23,7 @@ from markupsafe import Markup, escape
 
 from registry import __version__, finding_catalog
 from registry.digest import Digest
-from registry.durations import format_duration
+from registry.durations import format_duration, relative
 from registry.errors import NotFound, RegistryError
 from registry.next_steps import NextStep, StepKind
 from registry.server.database import db
@@ -292,8 +292,8 @@ _ENVIRONMENT = Environment(
 )
 _ENVIRONMENT.filters |= {
     "amount": format_amount, "base_path": base_path, "duration": format_duration, "moment": format_time,
-    "fix": finding_catalog.fix_of, "number": format_number, "prose": format_prose, "short_label": short_label,
-    "size": format_size, "step": format_step,
+    "fix": finding_catalog.fix_of, "number": format_number, "prose": format_prose, "relative": relative,
+    "short_label": short_label, "size": format_size, "step": format_step,
 }  # fmt: skip
 _ENVIRONMENT.globals |= {
     "asset_path": asset_path, "adapter_path": adapter_path, "navigation": NAVIGATION, "query": _query,

@@ -9,6 +9,7 @@
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -28,6 +29,8 @@ router = create_router()
 LIVE_PAGES = ("/fleet", "/jobs", "/campaigns")
 PATH_LIMIT = 2000
 LOOK_SECONDS = 2.0
+_AGE = re.compile('(<time datetime="[^"]*")[^<]*')
+"""An age changes with the clock: that is no news, and would tell that others have committed something."""
 QUIET_SECONDS = 15
 STREAM_SECONDS = 900
 
@@ -73,7 +76,7 @@ async def _follow(request: Request, path: str, query: str) -> AsyncIterator[str]
             if status != 200:
                 yield "event: end\ndata:\n\n"
                 return
-            digest = hashlib.sha256(text.encode()).hexdigest()
+            digest = hashlib.sha256(_AGE.sub(r"\1", text).encode()).hexdigest()
             if digest != sent:
                 sent, quiet_until = digest, time.monotonic() + QUIET_SECONDS
                 yield "\n".join(["event: page", *(f"data: {line}" for line in text.splitlines()), "", ""])
