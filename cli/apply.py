@@ -189,7 +189,7 @@ def _carry_out(
 
 def _print_steps(steps: Sequence[_Step], **options: Any) -> None:
     rows = [groups.PlannedChange(str(step.name), step.change, step.state, step.error, step.action) for step in steps]
-    STEPS.print(rows, **options)
+    STEPS.print(groups.worth_reading(rows), **options)
 
 
 def _end_steps(

@@ -217,4 +217,11 @@ def _print(
         error = outcome if isinstance(outcome, RegistryError) else None
         name, change = work.describe(item, None if error else outcome)
         rows.append(PlannedChange(name, change, _state(outcome, states.get(position, "")), error))
-    CHANGES.print(rows, **options)
+    CHANGES.print(worth_reading(rows), **options)
+
+
+def worth_reading(rows: Sequence[PlannedChange]) -> list[PlannedChange]:
+    """The rows that people read: what changes, and errors of its own. The summary counts the others."""
+    if not output.is_text():
+        return list(rows)
+    return [row for row in rows if (row.error.code != "COMMIT_INCOMPLETE" if row.error else row.state != "unchanged")]

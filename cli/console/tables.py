@@ -177,8 +177,9 @@ class Table(Generic[Row]):
     def _print_text(
         self, rows: Sequence[Row], empty: str, details: Callable[[Row], Sequence[str]] | None
     ) -> None:  # fmt: skip
-        if not rows and empty:
-            output.line(empty)
+        if not rows:
+            if empty:
+                output.line(empty)
             return
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not _is_wide() else None
         for line in self.lines(rows, width=width, details=details):
