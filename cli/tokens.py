@@ -17,8 +17,21 @@ from .console import arguments, output, session, tables
 from .console.tables import Column, Table
 from .login import read_secret, rights_of
 
-DAY_SECONDS = 86400
 SECRET_PREFIX = "lra_"  # noqa: S105 - no secret
+
+
+def _parse_id(text: str) -> str:
+    if text.startswith(SECRET_PREFIX):
+        raise Invalid(
+            "REQUEST_INVALID",
+            "this is a token's secret, not its id; it was not sent",
+            next_step="`ADAPTER_TOKEN=SECRET adapter whoami` shows the id of a token, even of a leaked one",
+        )
+    return text
+
+
+TOKEN = arguments.ParsedArgument("token", _parse_id)
+"""The id or the name of a token."""
 
 
 @click.group()
@@ -68,14 +81,13 @@ def generate() -> None:
 
 
 @token.command()
-@click.argument("token_id", metavar="ID|NAME", default="")
+@click.argument("token_id", type=TOKEN, metavar="ID|NAME", default="")
 @click.option("--keep-old", type=arguments.DURATION, help="Time for which the old secret stays valid: 15m …")
 def rotate(token_id: str, keep_old: int | None) -> None:
     """Replace the secret of a token by its ID or its unique NAME.
 
     Without either it is your own, and the new secret is saved if the old one was.
     """
-    _refuse_secret(token_id)
     with session.registry() as registry:
         own_id = registry.whoami().token_id
         rotated_id = _id_of(token_id, registry.tokens().items) if token_id else own_id
@@ -141,10 +153,9 @@ def _has_ended(item: TokenView) -> bool:
 
 
 @token.command()
-@click.argument("token_id", metavar="ID|NAME")
+@click.argument("token_id", type=TOKEN, metavar="ID|NAME")
 def revoke(token_id: str) -> None:
     """Revoke a token at once by its ID or its unique NAME."""
-    _refuse_secret(token_id)
     session.print_response(
         lambda registry: registry.revoke_token(_id_of(token_id, registry.tokens().items)),
         lambda revoked: output.line(f"{revoked.id} ({revoked.name}) is revoked."),
@@ -160,12 +171,3 @@ def _id_of(token_id: str, tokens: Sequence[TokenView]) -> str:
         message = f"{len(ids)} tokens are named {token_id[:80]!r}"
         raise Invalid("REQUEST_INVALID", message, next_step=f"pass one of their ids: {', '.join(ids)}")
     return ids[0]
-
-
-def _refuse_secret(token_id: str) -> None:
-    if token_id.startswith(SECRET_PREFIX):
-        raise Invalid(
-            "REQUEST_INVALID",
-            "this is a token's secret, not its id; it was not sent",
-            next_step="`ADAPTER_TOKEN=SECRET adapter whoami` shows the id of a token, even of a leaked one",
-        )

@@ -10,7 +10,7 @@ import click
 from registry import errors
 
 from . import examples
-from .output import FORMATS, ROW_FORMATS, one_line
+from .output import FORMATS, ROW_FORMATS, confirm, one_line
 
 METAVARS = {
     "--action": "ACTION", "--actor": "IDENTITY", "--alias": "ALIAS", "--annotation": "KEY=VALUE", "--base": "BASE",
@@ -20,6 +20,10 @@ METAVARS = {
 """What the value of an option is, in every command that has it."""
 DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "rename", "replace", "revoke", "yank"})
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
+
+
+ASKING = frozenset({"delete", "revoke"})
+"""Commands that ask before what another command cannot take back; those with a question of their own have `--yes`."""
 
 
 def complete(command: click.Command, name: str) -> click.Command:
@@ -33,6 +37,9 @@ def complete(command: click.Command, name: str) -> click.Command:
         for option in command.params:
             option.metavar = option.metavar or METAVARS.get(option.opts[0])
         command.callback = _with_utf8_arguments(command)
+        if command.name in ASKING and all("--yes" not in param.opts for param in command.params):
+            command.params.append(click.Option(["--yes"], is_flag=True, help="Do not ask for confirmation."))
+            command.callback = _with_question(command.callback, name)
         command.parse_args = partial(_parse_once, command, command.parse_args)  # type: ignore[method-assign]
         command.format_epilog = partial(examples.write, command, name)  # type: ignore[method-assign]
     return command
@@ -76,6 +83,17 @@ def _with_utf8_arguments(command: click.Command) -> Callable[..., Any]:
             for text in value if isinstance(value, tuple) else (value,):
                 if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
                     raise errors.Invalid("REQUEST_INVALID", f"{labels[name]}: {one_line(text)!r} is not valid UTF-8")
+        return function(**values) if function is not None else None
+
+    return run
+
+
+def _with_question(function: Callable[..., Any] | None, name: str) -> Callable[..., Any]:
+    """The command's function, after a question that repeats the words of the command."""
+
+    def run(*, yes: bool, **values: Any) -> Any:
+        words = [name, *(str(value) for value in values.values() if value)]
+        confirm(f"Run `adapter {' '.join(words)}`?", yes)
         return function(**values) if function is not None else None
 
     return run

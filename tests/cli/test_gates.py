@@ -23,7 +23,7 @@ def test_a_gate_is_set_shown_met_and_removed(cli: CommandRunner) -> None:
     assert "The gate does not count this approval: you pushed the version, or are not one of its approvers." in own
     closed = cli("promote", "acme/support@1", "prod", expect=6).stderr
     assert "Next: ask ann to run `adapter approve acme/support@1 prod`" in closed
-    cli("gate", "delete", "acme:prod")
+    cli("gate", "delete", "--yes", "acme:prod")
     cli("gate", "set", "acme/support", "prod", "--require", "compat")
     assert "open for @1" in cli("gate", "show", "acme/support@1", "prod").stdout
     cli("promote", "acme/support@1", "prod")

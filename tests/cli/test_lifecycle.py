@@ -341,7 +341,7 @@ def test_base_show_and_list(cli: CommandRunner) -> None:
         (["promote", "acme/x", "3"], 4, "there is no adapter"),
         (["yank", "acme/x"], 2, "--reason"),
         (["job", "list", "--state", "odd"], 2, "odd"),
-        (["token", "revoke", "tok_none"], 4, "there is no token"),
+        (["token", "revoke", "--yes", "tok_none"], 4, "there is no token"),
         (["base", "add", "x", "nowhere"], 2, "nowhere"),
     ],
 )

@@ -26,7 +26,7 @@ def test_a_namespace_is_created_opened_limited_and_deleted(cli: CommandRunner) -
     folder = cli.make_adapter("other", samples.llama("nobody/unknown"))
     assert "smoke   not tested: no base to load" in cli("push", folder, "acme/other").stdout
     cli("delete", "acme/other", "--yes")
-    cli("namespace", "revoke", "acme", "bob@example.org")
+    cli("namespace", "revoke", "--yes", "acme", "bob@example.org")
     assert [item["name"] for item in cli("namespace", "list", "--json").json["items"]] == ["acme"]
     cli("namespace", "delete", "acme", "--yes", expect=5)
     cli("gc", REGISTRY_DELETE_GRACE_SECONDS="0")
@@ -65,7 +65,7 @@ def test_a_job_exchanges_its_identity_token_from_a_pipe(
     other = cli("publisher", "add", "acme/support", "--issuer", "https://other.example", "--claim", "sub=x").stderr
     assert "the server rejects tokens of https://other.example until REGISTRY_ISSUERS lists it" in other
     for rule_id in (item["id"] for item in cli("publisher", "list", "acme/support", "--json").json["items"]):
-        cli("publisher", "delete", "acme/support", rule_id)
+        cli("publisher", "delete", "--yes", "acme/support", rule_id)
     cli("token", "exchange", "--adapter", "acme/support", expect=3, ADAPTER_IDENTITY_TOKEN=provider.sign())
     assert "No trusted publishers" in cli("publisher", "list", "acme/support").stdout
 
@@ -81,18 +81,18 @@ def test_a_token_of_a_subject_is_created_and_rotated(cli: CommandRunner) -> None
     listed = cli("token", "list", "--json").json["items"]
     assert [(item["id"], item["subject"]) for item in listed] == [(created["token"]["id"], "alice@example.org")]
     assert created["secret"] not in json.dumps(listed)
-    cli("token", "revoke", created["token"]["id"])
+    cli("token", "revoke", "--yes", created["token"]["id"])
     result = cli("token", "list")
     assert ("No tokens." in result.stdout, "1 ended token" in result.stderr) == (True, True)
     assert [item["id"] for item in cli("token", "list", "--ended", "--json").json["items"]] == [created["token"]["id"]]
     for command in ("revoke", "rotate"):
         assert "token's secret, not its id" in cli("token", command, created["secret"], expect=2).stderr
     cli("token", "create", "alice-2", "--scope", "pull")
-    assert "(alice-2) is revoked" in cli("token", "revoke", "alice-2").stdout
+    assert "(alice-2) is revoked" in cli("token", "revoke", "--yes", "alice-2").stdout
     for _ in range(2):
         cli("token", "create", "shared", "--scope", "pull")
-    for command in ("revoke", "rotate"):
-        assert "2 tokens are named 'shared'" in cli("token", command, "shared", expect=2).stderr
+    for words in (["revoke", "--yes"], ["rotate"]):
+        assert "2 tokens are named 'shared'" in cli("token", *words, "shared", expect=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_lost_token_of_the_administrator_is_replaced_beside_the_running_server
         created = cli(*words, ADAPTER_REGISTRY="embedded", REGISTRY_DATA="", REGISTRY_CONFIG=config)
         secret = created.json["secret"]
         lost = cli("token", "list", "--json", ADAPTER_TOKEN=secret).json["items"][-1]["id"]
-        cli("token", "revoke", lost, ADAPTER_TOKEN=secret)
+        cli("token", "revoke", "--yes", lost, ADAPTER_TOKEN=secret)
         assert cli("whoami", "--json", expect=3).problem["code"] == "UNAUTHORIZED"
         events: set[tuple[str, str]] = set()
         while ("token.revoke", "token:admin-2") not in events:  # a busy server numbers it later

@@ -115,7 +115,8 @@ def test_contexts_are_listed_used_and_removed_and_a_logout_forgets_a_token(cli: 
     ]  # fmt: skip
     assert "secret" not in listed.stdout + cli("context", "list", "--json").stdout
     assert "there are: ci, prod" in cli("context", "use", "nowhere", expect=4).stderr
-    cli("context", "delete", "prod")
+    assert "answer yes, or pass --yes" in cli("context", "delete", "prod", expect=2).stderr
+    cli("context", "delete", "--yes", "prod")
     assert registries.read_profile().context == ""
     cli("context", "use", "ci")
     assert "The context ci is still used, with its own token." in cli("logout").stdout

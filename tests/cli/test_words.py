@@ -74,3 +74,10 @@ def test_a_time_has_a_unit() -> None:
         if (option.metavar or "") in units or option.opts[0].upper().endswith(tuple(f"-{unit}" for unit in units))
     ]
     assert found == []
+
+
+def test_what_ends_something_asks_first() -> None:
+    """A script says `--yes`; a person is asked."""
+    asks = {command for command, option in _options() if "--yes" in option.opts}
+    ends = {command for command, _ in _options() if command.rpartition(" ")[2] in options.ASKING}
+    assert ends - asks == set()
