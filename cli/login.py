@@ -15,10 +15,11 @@ from urllib.parse import urlencode
 import click
 
 from registry import names
-from registry.api.access import Whoami
+from registry.api.access import TokenView, Whoami
 from registry.client import registries
 from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound, Unauthenticated
+from registry.roles import in_words
 from registry.token_secret import command_code, new_secret, sha256_of
 
 from .console import output, session, tables
@@ -47,7 +48,7 @@ def login(url: str, paste: bool, insecure: bool) -> None:
 
     def text() -> None:
         output.line(f"You are {output.strong(who.actor)} at {used_url}.")
-        output.line(output.faint(f"  {rights_of(who.scopes, who.namespaces, who.adapters)}; saved in {path}"))
+        output.line(output.faint(f"  {rights_of(who)}; saved in {path}"))
         if registries.RegistryTarget(used_url, secret, "").unencrypted:
             output.note(session.UNENCRYPTED)
 
@@ -192,8 +193,8 @@ def whoami() -> None:
 def _print_whoami(target: registries.RegistryTarget, who: Whoami) -> None:
     output.line(output.strong(who.actor) + ("" if target.embedded else f" at {target.url}"))
     expires = f"; until {output.moment(who.expires_at)}" if who.expires_at else ""
-    rights = ("at most " if who.subject else "") + rights_of(who.scopes, who.namespaces, who.adapters) + expires
-    roles = ", ".join(f"{role} in {namespace}" for namespace, role in who.roles.items()) or "none"
+    rights = ("at most " if who.subject else "") + rights_of(who) + expires
+    roles = ", ".join(f"{in_words(roles)} in {namespace}" for namespace, roles in who.roles.items()) or "none"
     subject = [("subject", f"{who.subject}; roles: {roles}")] if who.subject else []
     token = [("token", who.token_id)] if who.token_id else []
     output.facts([
@@ -201,7 +202,7 @@ def _print_whoami(target: registries.RegistryTarget, who: Whoami) -> None:
     ])  # fmt: skip
 
 
-def rights_of(scopes: list[str], namespaces: list[str], adapters: list[str]) -> str:
+def rights_of(token: TokenView | Whoami) -> str:
     """What a token may do, and where."""
-    limits = ", ".join(adapters) or ("all namespaces" if "*" in namespaces else ", ".join(namespaces))
-    return f"{', '.join(scopes)} in {limits}"
+    limits = ", ".join(token.adapters) or ("all namespaces" if "*" in token.namespaces else ", ".join(token.namespaces))
+    return f"{', '.join(token.scopes)} in {limits}" + (f", moves {', '.join(token.aliases)}" if token.aliases else "")

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from registry.api.access import NAMESPACE_RULES, NamespaceSet, NamespaceView
+from registry.api.access import NAMESPACE_RULES, NamespaceSet, NamespaceView, SubjectRoles
 from registry.client import response_checks
-from registry.roles import Role
+from registry.roles import Role, in_words
 
 from .console import arguments, output, session, tables
 from .console.tables import Column, Table
@@ -62,7 +62,7 @@ def _print_namespace(view: NamespaceView) -> None:
     rows += [("versions", f"{view.used_versions}{versions_limit}")]
     rows += [("pushes", f"{view.pushes_per_hour} an hour")] if view.pushes_per_hour else []
     rows += [("rule", rule.text(True)) for rule in NAMESPACE_RULES if getattr(view, rule.field)]
-    rows += [(role, subject) for subject, role in sorted((view.roles or {}).items())]
+    rows += [(str(role), subject) for subject, roles in (view.roles or {}).items() for role in roles]
     output.facts(rows)
 
 
@@ -87,30 +87,37 @@ def change(name: str, **values: Any) -> None:
     session.print_response(lambda registry: registry.change_namespace(name, request), _print_namespace)
 
 
+_ROLE = click.Choice([role.value for role in Role])
+
+
 @namespace.command()
 @click.argument("name")
 @click.argument("subject")
-@click.argument("role", type=click.Choice([role.value for role in Role]), metavar="ROLE")
-def grant(name: str, subject: str, role: str) -> None:
-    """Give SUBJECT a role in a namespace, replacing an earlier one. The namespace * means all.
+@click.argument("role", type=_ROLE, metavar="ROLE")
+@click.option("--alias", "aliases", multiple=True, help="With pusher or promoter: only this alias (repeatable).")
+def grant(name: str, subject: str, role: str, aliases: tuple[str, ...]) -> None:
+    """Give SUBJECT a role in a namespace, beside those that it has. The namespace * means all.
 
-    ROLE is reader, pusher, promoter, owner or auditor.
+    ROLE is reader, pusher, promoter, owner or auditor. With --alias a pusher may also move and approve these aliases,
+    and a promoter only these. Granting the same role again replaces its aliases.
     """
-    session.print_response(
-        lambda registry: registry.grant_role(name, subject, role),
-        lambda _: output.line(f"{subject} is {role} in {name}."),
-    )
+    session.print_response(lambda registry: registry.grant_role(name, subject, role, aliases=aliases), _print_roles)
 
 
 @namespace.command()
 @click.argument("name")
 @click.argument("subject")
-def revoke(name: str, subject: str) -> None:
-    """Remove SUBJECT's role in a namespace at once."""
-    session.print_response(
-        lambda registry: registry.revoke_role(name, subject),
-        lambda _: output.line(f"{subject} no longer has a role in {name}."),
-    )
+@click.argument("role", type=_ROLE, metavar="ROLE", required=False)
+def revoke(name: str, subject: str, role: str | None) -> None:
+    """Remove SUBJECT's role in a namespace at once, or without ROLE all roles that it has there."""
+    session.print_response(lambda registry: registry.revoke_role(name, subject, role or ""), _print_roles)
+
+
+def _print_roles(view: SubjectRoles) -> None:
+    where = "all namespaces" if view.namespace == "*" else view.namespace
+    was = f" was {in_words(view.before)} in {where};" if view.before and view.before != view.roles else ""
+    now = f"is {in_words(view.roles)}" if view.roles else "has no role"
+    output.line(f"{view.subject}{was} {now} {'now' if was else f'in {where}'}.")
 
 
 @namespace.command("delete")

@@ -19,6 +19,7 @@ PUBLISHERS: Table[PublisherView] = Table((
     Column("id", lambda item: item.id, whole=True),
     Column("issuer", lambda item: item.issuer),
     Column("claims", lambda item: dict(sorted(item.claims.items()))),
+    Column("aliases", lambda item: item.aliases),
     Column("created by", lambda item: item.created_by),
     Column("created", lambda item: item.created_at, wide=True),
 ), empty="No trusted publishers.")  # fmt: skip
@@ -29,11 +30,12 @@ PUBLISHERS: Table[PublisherView] = Table((
 @click.option("--issuer", required=True, help="Issuer of the identity tokens (their claim `iss`).")
 @click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN",
               help="Required claim; * matches any text (repeatable).")  # fmt: skip
+@click.option("--alias", "aliases", multiple=True, help="Alias that these jobs may move, too (repeatable).")
 @tables.prints(PUBLISHERS)
-def add(name: AdapterName, issuer: str, claims: tuple[str, ...]) -> None:
+def add(name: AdapterName, issuer: str, claims: tuple[str, ...], aliases: tuple[str, ...]) -> None:
     """Let CI jobs push NAME with their identity tokens.
 
-    A token of the issuer may push the adapter NAME if its claims match.
+    A token of the issuer may push the adapter NAME if its claims match, and move the aliases that you name.
 
     NAME may not exist yet. The server accepts only issuers in REGISTRY_ISSUERS.
     """
@@ -42,8 +44,9 @@ def add(name: AdapterName, issuer: str, claims: tuple[str, ...]) -> None:
         raise Invalid(
             "REQUEST_INVALID", "--claim takes CLAIM=PATTERN, each claim once", next_step="--claim repository=a/b"
         )
+    request = PublisherAdd(issuer=issuer, claims=required_claims, aliases=list(aliases))
     with session.registry() as registry:
-        created = registry.add_publisher(name, PublisherAdd(issuer=issuer, claims=required_claims))
+        created = registry.add_publisher(name, request)
     _print_publishers([created], created)
 
 

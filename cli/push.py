@@ -23,7 +23,7 @@ from registry.client.core import Versions
 from registry.client.transfer import push as pushing
 from registry.client.transfer.bulk import Result
 from registry.durations import expiry
-from registry.errors import Denied, Invalid, Refused, RegistryError, Unavailable
+from registry.errors import Invalid, Refused, RegistryError, Unavailable
 from registry.names import AdapterName, Ref
 from registry.versions.files import CONFIG, WEIGHTS_ENDINGS
 from registry.versions.provenance import Provenance, parse_provenance_file, provenance_from_options
@@ -88,9 +88,9 @@ def push(
 
     Pushing the same files again yields the same version. Files that do not belong to an adapter are skipped and
     listed. An adapter that does not fit its base is stored with a failing verdict, and its gates stay closed;
-    with --strict the command then exits 6. If the gate of --alias is closed, the version is stored and the alias does
-    not move. With --strict, --alias or --wait the command waits until large weights are read; exit 75 if that takes
-    too long.
+    with --strict the command then exits 6. If the gate of --alias is closed, or you may not move it, the version is
+    stored, the alias does not move, and the command exits 6. With --strict, --alias or --wait the command waits until
+    large weights are read; exit 75 if that takes too long.
 
     --wait ends with the version's smoke verdict, and requests the test if none is under way. A version that failed
     `compat` or `weights` is not tested. The alias then moves unless one of these checks says fail. A worker must run:
@@ -123,7 +123,7 @@ def push(
             until = started + (waiting.PENDING_SECONDS if timeout is None else timeout)
             pushed, late = _with_weights(registry, pushed, until)
         if waits and late is None:
-            pushed, late = _with_job(registry, pushed, alias)
+            pushed, late = _with_job(registry, pushed)
         if waits and late is None:
             pushed, late = _with_test(registry, pushed, None if timeout is None else started + timeout)
     if alias and (waits or (pushed.alias_refused and was_pending)):
@@ -150,10 +150,10 @@ def _with_weights(registry: Versions, pushed: PushResult, until: float) -> Outco
     return pushed.model_copy(update={"version": version}), late
 
 
-def _with_job(registry: Any, pushed: PushResult, alias: str = "") -> Outcome:
-    """The push with the job that tests it; an error if the alias may not be moved afterwards."""
+def _with_job(registry: Any, pushed: PushResult) -> Outcome:
+    """The push with the job that tests it, or why there is none."""
     try:
-        return waiting.request_smoke_test(registry, pushed, alias, on_no_test=output.note), None
+        return waiting.request_smoke_test(registry, pushed, on_no_test=output.note), None
     except RegistryError as e:
         return pushed, e
 
@@ -247,8 +247,6 @@ def push_all(
         if strict or alias or waits:
             until = time.monotonic() + (waiting.PENDING_SECONDS if timeout is None else timeout)
             results = [_with_outcome(result, partial(_with_weights, registry, until=until)) for result in results]
-        if waits and alias:
-            results = _with_rights(registry, results, alias)
         if waits:
             results = _with_tests(registry, results, None if timeout is None else until)
         if alias and waits:
@@ -274,18 +272,6 @@ def _with_outcome(result: Result[PushResult], change: Callable[[PushResult], Out
         return result
     value, late = change(result.value)
     return replace(result, value=value, error=late)
-
-
-def _with_rights(registry: Any, results: list[Result[PushResult]], alias: str) -> list[Result[PushResult]]:
-    """The results, with an error where the token may not move the alias: no one waits for that."""
-    item = partial(MoveItem, alias=alias)
-
-    def check(pushed: list[VersionView]) -> list[RegistryError | None]:
-        items = [item(name=version.name, version=str(version.number)) for version in pushed]
-        outcomes = Groups(registry).move_aliases(items, dry_run=True)
-        return [outcome if isinstance(outcome, Denied) else None for outcome in outcomes]
-
-    return _with_changes(results, check, lambda _version, _outcome: {})
 
 
 def _with_tests(registry: Any, results: list[Result[PushResult]], until: float | None) -> list[Result[PushResult]]:

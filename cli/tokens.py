@@ -47,22 +47,23 @@ def token() -> None:
               help="Namespace where it is valid (repeatable). Default: all.")  # fmt: skip
 @click.option("--subject", default="", help="Subject whose roles limit the token, such as alice@example.org.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME", help="Only this adapter (repeatable).")
+@click.option("--alias", "aliases", multiple=True, help="With --scope promote: only this alias (repeatable).")
 @click.option("--expires", type=arguments.DURATION, help="Lifetime: 12h, 90d … Default: unlimited.")
 def create(
     name: str, scopes: tuple[str, ...], namespaces: tuple[str, ...], subject: str, adapters: tuple[str, ...],
-    expires: int | None,
+    aliases: tuple[str, ...], expires: int | None,
 ) -> None:  # fmt: skip
     """Create a token. Its secret is shown only now."""
     request = TokenCreate(
         name=name, scopes=list(scopes), namespaces=list(namespaces), expires_in_seconds=expires, subject=subject,
-        adapters=list(adapters),
+        adapters=list(adapters), aliases=list(aliases),
     )  # fmt: skip
     session.print_response(lambda registry: registry.create_token(request), _print_secret)
 
 
 def _print_secret(created: TokenCreated) -> None:
     output.line(created.secret)
-    rights = rights_of(created.token.scopes, created.token.namespaces, created.token.adapters)
+    rights = rights_of(created.token)
     rights = f"what the roles of {created.token.subject} allow, at most {rights}" if created.token.subject else rights
     until = f", until {output.moment(created.token.expires_at)}" if created.token.expires_at else ""
     output.note(f"token {created.token.id} for {created.token.subject or created.token.name}: {rights}{until}")

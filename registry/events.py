@@ -88,7 +88,7 @@ class EventType(StrEnum):
     NAMESPACE_LIMIT = "namespace.limit", ObjectKind.NAMESPACE, "set the limits of the namespace {object}"
     NAMESPACE_RULES = "namespace.rules", ObjectKind.NAMESPACE, "set rules of the namespace {object}: {text}"
     NAMESPACE_GRANT = "namespace.grant", ObjectKind.NAMESPACE, "granted {subject} the role {role} in {object}"
-    NAMESPACE_REVOKE = "namespace.revoke", ObjectKind.NAMESPACE, "revoked the role of {subject} in {object}"
+    NAMESPACE_REVOKE = "namespace.revoke", ObjectKind.NAMESPACE, "revoked the role {role} of {subject} in {object}"
     NAMESPACE_DELETE = "namespace.delete", ObjectKind.NAMESPACE, "deleted the namespace {object}"
     PUBLISHER_ADD = "publisher.add", ObjectKind.ADAPTER, "allowed identity tokens of {issuer} to push {object}"
     PUBLISHER_DELETE = ("publisher.delete", ObjectKind.ADAPTER, "barred identity tokens of {issuer} from {object}")

@@ -394,6 +394,7 @@ def _access() -> None:
         sa.Column("last_used_at", TIME, nullable=True),
         sa.Column("subject", sa.String(), nullable=False),
         sa.Column("adapters", sa.JSON(), nullable=False),
+        sa.Column("aliases", sa.JSON(), nullable=False),
         sa.Column("groups", sa.JSON(), nullable=False),
         sa.Column("previous_sha256", sa.String(), nullable=True),
         sa.Column("previous_until", TIME, nullable=True),
@@ -406,9 +407,10 @@ def _access() -> None:
         sa.Column("namespace", sa.String(), nullable=False),
         sa.Column("subject", sa.String(), nullable=False),
         sa.Column("role", sa.String(), nullable=False),
+        sa.Column("aliases", sa.JSON(), nullable=False),
         sa.Column("granted_at", TIME, nullable=False),
         sa.Column("granted_by", sa.String(), nullable=False),
-        sa.PrimaryKeyConstraint("namespace", "subject", name="pk_namespace_role"),
+        sa.PrimaryKeyConstraint("namespace", "subject", "role", name="pk_namespace_role"),
     )
     op.create_index("ix_namespace_role_subject", "namespace_role", ["subject"])
     op.create_table(
@@ -519,6 +521,7 @@ def _sign_in() -> None:
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("issuer", sa.String(), nullable=False),
         sa.Column("claims", sa.JSON(), nullable=False),
+        sa.Column("aliases", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_publisher"),
     )
     op.create_index("ix_publisher_issuer", "publisher", ["issuer"])

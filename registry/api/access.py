@@ -9,10 +9,12 @@ from datetime import datetime
 from pydantic import Field
 
 from registry.api.models import ItemList, ItemPage, PrintableText, Request, Response
-from registry.roles import SUBJECT_LIMIT
+from registry.roles import SUBJECT_LIMIT, GrantedRole, Role
 from registry.validation import pattern
 
 LIFETIME_LIMIT_SECONDS = 366 * 24 * 3600
+ALIASES_LIMIT = 100
+"""Aliases that one role, token or trusted publisher names."""
 SUBJECT = pattern(r"^[!-~]*$", "must be visible ASCII characters without spaces")
 """A subject is visible ASCII without spaces, such as `alice@example.org`."""
 
@@ -35,6 +37,8 @@ class TokenCreate(Request):
     """Person or program whose roles limit the token. Empty: the token stands for itself."""
     adapters: list[str] = Field(default=[], max_length=100)
     """The only adapters that it reaches, as `namespace/name`. Empty: all of its namespaces."""
+    aliases: list[str] = Field(default=[], max_length=ALIASES_LIMIT)
+    """The only aliases that its scope `promote` moves and approves. Empty: all."""
 
 
 class TokenView(Response):
@@ -52,6 +56,8 @@ class TokenView(Response):
     """Person or program whose roles limit the token. Empty: the token stands for itself."""
     adapters: list[str] = []
     """The only adapters that it reaches, as `namespace/name`. Empty: all of its namespaces."""
+    aliases: list[str] = []
+    """The only aliases that its scope `promote` moves and approves. Empty: all."""
     created_at: datetime
     """When it was created."""
     expires_at: datetime | None = None
@@ -85,6 +91,18 @@ class TokenRotate(Request):
     """How long the old secret stays valid."""
 
 
+class RoleView(Response):
+    """A role of a subject in a namespace."""
+
+    role: str
+    """`reader`, `pusher`, `promoter`, `owner` or `auditor`."""
+    aliases: list[str] = []
+    """The only aliases that the role moves and approves. Empty: what the role itself gives."""
+
+    def __str__(self) -> str:
+        return str(GrantedRole(Role(self.role), frozenset(self.aliases)))
+
+
 class Whoami(Response):
     """The token of the request and its rights."""
 
@@ -100,10 +118,12 @@ class Whoami(Response):
     """When it ends; null for never."""
     subject: str = ""
     """Person or program whose roles limit the token. Empty: the token stands for itself."""
-    roles: dict[str, str] = {}
-    """Namespace → role of the token's subject."""
+    roles: dict[str, list[RoleView]] = {}
+    """Namespace → roles of the token's subject, which add up."""
     adapters: list[str] = []
     """The only adapters that it reaches, as `namespace/name`. Empty: all of its namespaces."""
+    aliases: list[str] = []
+    """The only aliases that its scope `promote` moves and approves. Empty: all."""
     groups: list[str] = []
     """Subjects of the groups that came with a sign-in, such as `group:ml-platform`."""
 
@@ -190,8 +210,8 @@ class NamespaceView(Response):
     """Bytes of all versions, each in full even if others hold the same bytes."""
     used_versions: int = 0
     """Number of versions that count against the quota."""
-    roles: dict[str, str] | None = None
-    """Subject → role; null if the caller is no owner."""
+    roles: dict[str, list[RoleView]] | None = None
+    """Subject → roles; null if the caller is no owner."""
 
 
 class NamespacePage(ItemPage[NamespaceView]):
@@ -202,10 +222,26 @@ class NamespacePage(ItemPage[NamespaceView]):
 
 
 class RoleGrant(Request):
-    """The new role of a subject."""
+    """A role that a subject gets beside those that it has."""
 
     role: str = Field(max_length=20)
     """`reader`, `pusher`, `promoter`, `owner` or `auditor`."""
+    aliases: list[str] = Field(default=[], max_length=ALIASES_LIMIT)
+    """Of a `pusher` or `promoter`: the only aliases that the role moves and approves. Empty: of a pusher none, of a
+    promoter all."""
+
+
+class SubjectRoles(Response):
+    """The roles of a subject in a namespace, after a change."""
+
+    namespace: str
+    """Namespace; `*` stands for all."""
+    subject: str
+    """Person, program or group."""
+    before: list[RoleView]
+    """Roles before the change."""
+    roles: list[RoleView]
+    """Roles now."""
 
 
 class RenameRequest(Request):
@@ -222,6 +258,8 @@ class PublisherAdd(Request):
     """Issuer of identity tokens (OpenID Connect), as in their `iss`."""
     claims: dict[str, str] = Field(min_length=1, max_length=CLAIMS_LIMIT)
     """Claim → value that an identity token must have; `*` in a value matches any text."""
+    aliases: list[str] = Field(default=[], max_length=ALIASES_LIMIT)
+    """Aliases that such a job may move and approve, too."""
 
 
 class PublisherView(Response):
@@ -235,6 +273,8 @@ class PublisherView(Response):
     """Issuer of identity tokens (OpenID Connect), as in their `iss`."""
     claims: dict[str, str]
     """Claim → value that an identity token must have; `*` in a value matches any text."""
+    aliases: list[str] = []
+    """Aliases that such a job may move and approve, too."""
     issuer_is_configured: bool
     """Whether `REGISTRY_ISSUERS` lists the issuer. If not, the server rejects its identity tokens."""
     created_at: datetime

@@ -23,7 +23,7 @@ from registry.api.operations import aliases as operations
 from registry.api.operations.operation import Operation
 from registry.client.core import Name, Versions, parsed_name
 from registry.client.response_checks import check_description, check_fields, check_item, check_outcomes, ref_of
-from registry.errors import Denied, Invalid, NotFound, RegistryError
+from registry.errors import Invalid, NotFound, RegistryError
 
 
 class Aliases(Versions):
@@ -55,13 +55,6 @@ class Aliases(Versions):
             operations.PROMOTE_ALIAS, request, about=parsed_name(name), repeats=ref_of(str(name), version),
             headers={"If-Match": f'"{generation}"'}, alias=alias,
         )  # fmt: skip
-
-    def check_right_to_move(self, name: Name, alias: str, version: str) -> None:
-        """`Denied` if the token may not move the alias. Nothing changes, and a closed gate is no error."""
-        item = aliases.MoveItem(name=str(name), alias=alias, version=version)
-        [outcome] = Groups(self).move_aliases([item], dry_run=True)
-        if isinstance(outcome, Denied):
-            raise outcome
 
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
         """Move an alias back to the version before."""

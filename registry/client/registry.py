@@ -415,15 +415,16 @@ class Registry(Aliases):
         """Delete an empty namespace."""
         return self.call(of_access.DELETE_NAMESPACE, namespace=name)
 
-    def grant_role(self, name: str, subject: str, role: str) -> access.NamespaceView:
-        """Grant a role in a namespace."""
-        view = self.call(of_access.GRANT_ROLE, access.RoleGrant(role=role), namespace=name, subject=subject)
-        return response_checks.check_role(subject, role, view)
+    def grant_role(self, name: str, subject: str, role: str, *, aliases: Sequence[str] = ()) -> access.SubjectRoles:
+        """Grant a role in a namespace beside those that the subject has, perhaps for single aliases."""
+        granted = access.RoleGrant(role=role, aliases=list(aliases))
+        view = self.call(of_access.GRANT_ROLE, granted, namespace=name, subject=subject)
+        return response_checks.check_granted(granted, view)
 
-    def revoke_role(self, name: str, subject: str) -> access.NamespaceView:
-        """Revoke a role in a namespace."""
-        view = self.call(of_access.REVOKE_ROLE, namespace=name, subject=subject)
-        return response_checks.check_role(subject, None, view)
+    def revoke_role(self, name: str, subject: str, role: str = "") -> access.SubjectRoles:
+        """Revoke a role in a namespace, or all that the subject has there."""
+        view = self.call(of_access.REVOKE_ROLE, namespace=name, subject=subject, role=role)
+        return response_checks.check_revoked(role, view)
 
     def publishers(self, name: Name) -> access.PublisherList:
         """Return the trusted publishers of an adapter."""

@@ -29,7 +29,7 @@ from registry.names import AdapterName, Ref
 from registry.versions.manifest import Manifest
 
 if TYPE_CHECKING:  # a push and a pull do not load these schemas
-    from registry.api.access import NamespaceView
+    from registry.api.access import RoleGrant, SubjectRoles
     from registry.api.aliases import DescribedSubject, DescribeItem
     from registry.api.audit.attestations import AttestationView
     from registry.api.bases import BaseView
@@ -312,10 +312,17 @@ def check_bytes(digest: Digest, data: bytes) -> None:
     _equal("the digest of the response", Digest.of(data), digest, "DIGEST_MISMATCH")
 
 
-def check_role(subject: str, role: str | None, response: NamespaceView) -> NamespaceView:
-    """The namespace, where the subject has this role, or none."""
-    if response.roles is not None:
-        _equal(f"the role of {subject}", response.roles.get(subject), role)
+def check_granted(granted: RoleGrant, response: SubjectRoles) -> SubjectRoles:
+    """The roles of a subject, among them this one."""
+    if (granted.role, sorted(granted.aliases)) not in [(role.role, role.aliases) for role in response.roles]:
+        raise invalid_response(f"{response.subject[:80]!r} did not get the role {granted.role!r}")
+    return response
+
+
+def check_revoked(role: str, response: SubjectRoles) -> SubjectRoles:
+    """The roles of a subject, without this one; without any if it is empty."""
+    if [left for left in response.roles if role in ("", left.role)]:
+        raise invalid_response(f"{response.subject[:80]!r} still has the role {response.roles[0].role!r}")
     return response
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from registry.api.catalog import VersionView
 from registry.api.transfer import PushResult
 from registry.client.core import Versions
-from registry.errors import Invalid, NotFound, Refused, Unavailable
+from registry.errors import Denied, Invalid, NotFound, Refused, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import NEWEST, AdapterName, Ref
 
@@ -70,16 +70,13 @@ def wait_for_weights(registry: Versions, version: VersionView, until: float) -> 
 
 
 def request_smoke_test(
-    registry: Registry, pushed: PushResult, alias: str = "", *, on_no_test: Callable[[str], None] = lambda _reason: None
+    registry: Registry, pushed: PushResult, *, on_no_test: Callable[[str], None] = lambda _reason: None
 ) -> PushResult:
     """The push with the job that will decide about the version, unless that is decided.
 
     That is the job of the push, an equal one that is open, or a new one, such as after a job that failed.
-    `on_no_test` is called with the reason if the version cannot be tested; then there is no job. `Denied` if `alias`,
-    which moves afterwards, is not this token's to move.
+    `on_no_test` is called with the reason if the version cannot be tested; then there is no job.
     """
-    if alias not in ("", NEWEST):
-        registry.check_right_to_move(pushed.version.name, alias, str(pushed.version.number))
     if pushed.job_id or has_decided(pushed.version.verdicts):
         return pushed
     version = registry.version(ref_of(pushed.version))  # its test may have ended since the push
@@ -105,7 +102,7 @@ def move_alias(registry: Registry, pushed: PushResult, alias: str, message: str)
         generation = registry.generation(version.name, alias)
         registry.promote(version.name, alias, str(version.number), generation=generation, reason=message)
         version = registry.version(ref_of(version))
-    except Refused as e:
+    except (Denied, Refused) as e:
         refusal = e.detail
     return pushed.model_copy(update={"version": version, "alias_refused": refusal})
 

@@ -128,7 +128,7 @@ class AdapterRegistry:
             pushed = pushed.model_copy(update={"version": version})
         if wait:
             try:
-                pushed = self._wait(pushed, alias, started, timeout)
+                pushed = self._wait(pushed, started, timeout)
             except Unavailable as e:
                 raise NotTested(pushed, e) from e
             pushed = waiting.move_alias(self.client, pushed, alias, message)
@@ -141,12 +141,12 @@ class AdapterRegistry:
         items = [(Path(folder), name) for name, folder in folders.items()]
         return push.push_all(self.client, items, base=base, message=message, progress=progress)
 
-    def _wait(self, pushed: PushResult, alias: str, started: float, timeout: float | None) -> PushResult:
+    def _wait(self, pushed: PushResult, started: float, timeout: float | None) -> PushResult:
         until = started + (waiting.PENDING_SECONDS if timeout is None else timeout)
         version = waiting.wait_for_weights(self.client, pushed.version, until)
         if waiting.is_pending(version.verdicts):
             raise waiting.pending_error(version)
-        pushed = waiting.request_smoke_test(self.client, pushed.model_copy(update={"version": version}), alias)
+        pushed = waiting.request_smoke_test(self.client, pushed.model_copy(update={"version": version}))
         if not pushed.job_id or waiting.has_decided(version.verdicts):
             return pushed
         self._wait_for_job(pushed.job_id, None if timeout is None else max(0.0, until - time.monotonic()))

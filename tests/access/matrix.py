@@ -4,9 +4,9 @@
 
 Invariants
 - Every route of the application has a line. A column is an actor: nobody, a subject without a role, one in each role
-  but auditor (`test_auditors.py` has those), and an administrator of all. A cell is the status about an object in
-  `acme` (where the roles are), in `globex` and nowhere; one status where they are equal, or where the route is about
-  no object.
+  but auditor (`test_auditors.py` has those), a pusher who moves the alias `canary` alone (`mover`), and an
+  administrator of all. A cell is the status about an object in `acme` (where the roles are), in `globex` and nowhere; one status
+  where they are equal, or where the route is about no object.
 - Nothing that one request changes may change the response to a later one: objects that go are made for each actor.
 """
 
@@ -29,7 +29,7 @@ from tests.access.tenants import Tenants, send
 from tests.bulk import push_body, response_about
 from tests.harness import Harness, rows
 
-ACTORS = ("nobody", "outsider", "reader", "pusher", "promoter", "owner", "admin")
+ACTORS = ("nobody", "outsider", "reader", "pusher", "mover", "promoter", "owner", "admin")
 PLACES = {"acme": "support", "globex": "secret", "nowhere": "nothing"}
 ZERO = "sha256:" + "0" * 64
 QUERIES = {

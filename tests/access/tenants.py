@@ -50,6 +50,7 @@ class Tenants:
         harness.admin.create_namespace("globex", owner="owner@globex")
         for role in ROLES[:3]:
             harness.admin.grant_role("acme", f"{role}@acme", role)
+        harness.admin.grant_role("acme", "mover@acme", "pusher", aliases=["canary"])
         self.files = harness.files()
         harness.push("acme/support", self.files)
         harness.push("globex/secret")

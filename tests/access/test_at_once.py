@@ -236,7 +236,7 @@ def test_two_at_once_do_not_pass_a_limit(tenants: Tenants, monkeypatch: pytest.M
     monkeypatch.setattr(moves, "ALIASES_LIMIT", 2)  # one is `main`
     monkeypatch.setattr(approvals, "APPROVALS_LIMIT", 1)
     monkeypatch.setattr(campaigns, "DAILY_LIMIT", 1)
-    monkeypatch.setattr(namespaces, "ROLES_LIMIT", 5)  # an owner and three others have one
+    monkeypatch.setattr(namespaces, "ROLES_LIMIT", 6)  # an owner and four others have one
     monkeypatch.setattr(webhooks, "WEBHOOKS_LIMIT", 1)
     monkeypatch.setattr(token_exchange, "RULES_LIMIT", 1)
     clients = [harness.client(harness.secret), tenants.client("owner")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from registry import names
 from registry.api.access import NamespaceSet
 from registry.client.registry import Registry
 from registry.errors import RegistryError
-from registry.roles import SCOPES_OF_ROLE, Role
+from registry.roles import FOR_ALIASES, SCOPES_OF_ROLE, GrantedRole, Role
 from tests import samples
 from tests.access.tenants import of_subject
 from tests.harness import Harness
@@ -76,24 +77,30 @@ class Oracle:
         self.lines: dict[tuple[str, str], AdapterModel] = {}
         self.used_names: dict[tuple[str, str], str] = {}
         self.buried: set[tuple[str, str]] = set()
-        self.roles: dict[tuple[str, str], str] = {}
+        self.roles: dict[tuple[str, str], dict[Role, GrantedRole]] = defaultdict(dict)
         self.public: set[str] = set()
 
-    def may(self, who: str, scope: str, space: str) -> bool:
+    def may(self, who: str, scope: str, space: str, alias: str = "") -> bool:
         if who == "admin" or (scope == "pull" and space in self.public):
             return True
-        role = self.roles.get((space, who))
-        return role is not None and scope in SCOPES_OF_ROLE[Role(role)]
+        return any(
+            alias in role.aliases if scope == "promote" and role.aliases else scope in SCOPES_OF_ROLE[role.role]
+            for role in self.roles[space, who].values()
+        )
 
     def has(self, who: str, scope: str) -> bool:
-        own_roles = [role for (_, subject), role in self.roles.items() if subject == who]
-        return who == "admin" or scope == "pull" or any(scope in SCOPES_OF_ROLE[Role(role)] for role in own_roles)
+        own_roles = [role for (_, subject), roles in self.roles.items() if subject == who for role in roles.values()]
+        return (
+            who == "admin"
+            or scope == "pull"
+            or any(scope in SCOPES_OF_ROLE[role.role] or (scope == "promote" and role.aliases) for role in own_roles)
+        )
 
-    def barred(self, who: str, scope: str, space: str, absent: str = "ADAPTER_UNKNOWN") -> str:
+    def barred(self, who: str, scope: str, space: str, absent: str = "ADAPTER_UNKNOWN", alias: str = "") -> str:
         """Why `who` may not, or nothing: denied without the scope anywhere, unknown where it may not look."""
         if not self.has(who, scope):
             return "DENIED"
-        if self.may(who, scope, space):
+        if self.may(who, scope, space, alias):
             return ""
         return "DENIED" if self.may(who, "pull", space) else absent
 
@@ -113,8 +120,8 @@ class Oracle:
             line.contents.append(content)
         return "VERSION_TOMBSTONED" if line.contents.index(content) + 1 in line.dropped else DONE
 
-    def found(self, who: str, scope: str, space: str, word: str, number: int) -> str:
-        wrong = self.barred(who, scope, space)
+    def found(self, who: str, scope: str, space: str, word: str, number: int, alias: str = "") -> str:
+        wrong = self.barred(who, scope, space, alias=alias)
         line = self.lines.get((space, word))
         if wrong or line is None:
             return wrong or "ADAPTER_UNKNOWN"
@@ -123,7 +130,7 @@ class Oracle:
         return "" if number <= len(line.contents) else "VERSION_UNKNOWN"
 
     def promote(self, who: str, space: str, word: str, number: int, *, stale: bool) -> str:
-        wrong = self.found(who, "promote", space, word, number)
+        wrong = self.found(who, "promote", space, word, number, ALIAS)
         if wrong:
             return wrong
         line = self.lines[space, word]
@@ -135,7 +142,7 @@ class Oracle:
         return DONE
 
     def rollback(self, who: str, space: str, word: str) -> str:
-        wrong = self.found(who, "promote", space, word, 0)
+        wrong = self.found(who, "promote", space, word, 0, ALIAS)
         if wrong:
             return wrong
         line = self.lines[space, word]
@@ -248,11 +255,13 @@ class Pair:
         if act == "rename":
             return _code(lambda: client.rename(name, "/".join(to))), model.rename(who, space, word, to)
         if act == "grant":
-            real = _code(lambda: client.grant_role(space, self.subjects[subject], role))
-            return real, model.change(who, space, lambda: model.roles.update({(space, subject): role}))
+            aliases = {"two": [], "one": [ALIAS], "0ne": ["other"]}[word] if role in FOR_ALIASES else []
+            granted = GrantedRole(role, frozenset(aliases))
+            real = _code(lambda: client.grant_role(space, self.subjects[subject], role, aliases=aliases))
+            return real, model.change(who, space, lambda: model.roles[space, subject].update({role: granted}))
         if act == "revoke":
-            real = _code(lambda: client.revoke_role(space, self.subjects[subject]))
-            return real, model.change(who, space, lambda: model.roles.pop((space, subject), None))
+            real = _code(lambda: client.revoke_role(space, self.subjects[subject], role))
+            return real, model.change(who, space, lambda: model.roles[space, subject].pop(role, None))
         if act in ("publish", "hide"):
             real = _code(lambda: client.change_namespace(space, NamespaceSet(public=act == "publish")))
             change = model.public.add if act == "publish" else model.public.discard

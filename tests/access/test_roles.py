@@ -10,8 +10,9 @@ import pytest
 from registry.api.access import NamespaceSet, TokenCreate, TokenCreated
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
+from registry.evaluation.gates import Gate
 from registry.names import AdapterName
-from registry.roles import Role, Scope
+from registry.roles import GrantedRole, Role, Scope
 from registry.server.actors import Actor
 from registry.server.database.models import EventRow, RoleRow, TokenRow
 from registry.token_secret import sha256_of
@@ -52,7 +53,8 @@ def test_only_an_owner_gives_and_revokes_roles(tenants: Tenants) -> None:
         with pytest.raises(Denied):
             tenants.client(who).grant_role("acme", f"{who}@acme", "owner")
     with tenants.harness.session() as session:
-        assert session.get(RoleRow, ("acme", "pusher@acme")).role == "pusher"
+        roles = [row.role for row in rows(session, RoleRow) if row.subject == "pusher@acme"]
+    assert roles == ["pusher"]
 
 
 def test_a_revoked_role_ends_the_rights_of_existing_tokens_and_of_tokens_they_created(tenants: Tenants) -> None:
@@ -87,8 +89,8 @@ def test_a_token_narrows_what_the_role_gives(tenants: Tenants) -> None:
 
 def test_a_token_for_one_adapter_is_refused_at_others_for_itself_and_not_for_the_role() -> None:
     bound = Actor(
-        "ci", "tok_1", frozenset({"push"}), frozenset({"acme"}), subject="owner@acme", roles={"acme": Role.OWNER},
-        adapters=frozenset({"acme/support"}), public=frozenset({"acme"}),
+        "ci", "tok_1", frozenset({"push"}), frozenset({"acme"}), subject="owner@acme",
+        roles={"acme": (GrantedRole(Role.OWNER),)}, adapters=frozenset({"acme/support"}), public=frozenset({"acme"}),
     )  # fmt: skip
     bound.require(Scope.PUSH, AdapterName.parse("acme/support"))
     with pytest.raises(Denied, match="token 'ci' lacks the scope 'push' in namespace 'acme'"):
@@ -137,6 +139,55 @@ def test_a_public_namespace_gives_a_worker_no_job(tenants: Tenants) -> None:
     assert claimed.json()["job"]["subject"].startswith("globex/")
     assert send(tenants.harness, "POST", "/api/v1/jobs/claim", secret, json={"worker": "w"}).status_code == 204
     tenants.harness.give_back([claimed.json()["job"]["id"]])
+
+
+def test_roles_add_up_and_a_change_says_what_was_before(tenants: Tenants) -> None:
+    owner = tenants.client("owner")
+    owner.grant_role("acme", "carol@acme", "pusher")
+    changed = owner.grant_role("acme", "carol@acme", "promoter")
+    assert ([*map(str, changed.before)], [*map(str, changed.roles)]) == (["pusher"], ["promoter", "pusher"])
+    tenants.harness.push("acme/support", by=tenants.client("carol"))
+    tenants.client("carol").promote("acme/support", "canary", "1", generation=0)
+    owner.revoke_role("acme", "carol@acme", "pusher")
+    tenants.client("carol").yank("acme/support@2", "wrong")
+    with pytest.raises(Denied):
+        tenants.harness.push("acme/support", by=tenants.client("carol"))
+
+
+def test_a_right_for_single_aliases_moves_and_approves_these_and_gives_nothing_else(tenants: Tenants) -> None:
+    """Of a pusher, a promoter, and a token without a subject."""
+    harness, owner = tenants.harness, tenants.client("owner")
+    owner.grant_role("acme", "carol@acme", "promoter", aliases=["canary"])
+    request = TokenCreate(name="ci", scopes=["push", "promote"], namespaces=["acme"], aliases=["canary"])
+    token = harness.client(harness.admin.create_token(request).secret)
+    for number, client in enumerate((tenants.client("mover"), tenants.client("carol"), token)):
+        client.promote("acme/support", "canary", "1", generation=2 * number)
+        client.approve("acme/support@1", "canary")
+        client.delete_alias("acme/support", "canary", generation=2 * number + 1)
+        for refused in (
+            lambda of=client: of.promote("acme/support", "prod", "1", generation=0),
+            lambda of=client: of.approve("acme/support@1", "prod"),
+            lambda of=client: of.yank("acme/support@1", "r"),
+            lambda of=client: of.set_gate("acme/support", "canary", Gate(approvals=0)),
+        ):
+            with pytest.raises(Denied):
+                refused()
+    with pytest.raises(Denied, match="no role that allows 'promote' of alias 'prod' in namespace 'acme'"):
+        tenants.client("mover").promote("acme/support", "prod", "1", generation=0)
+    for wrong in ({"scopes": ["push"]}, {"scopes": ["promote", "admin"]}, {"aliases": ["main"]}):
+        with pytest.raises(Invalid):
+            harness.admin.create_token(request.model_copy(update=wrong))
+    for role, aliases in (("owner", ["canary"]), ("pusher", ["main"])):
+        with pytest.raises(Invalid):
+            owner.grant_role("acme", "carol@acme", role, aliases=aliases)
+
+
+def test_a_push_with_an_alias_that_is_not_its_own_is_stored_and_says_so(tenants: Tenants) -> None:
+    mover = tenants.client("mover")
+    pushed = tenants.harness.push("acme/support", by=mover, alias="prod")
+    assert (pushed.version.number, pushed.version.aliases) == (2, ["main"])
+    assert "has no role that allows 'promote' of alias 'prod'" in pushed.alias_refused
+    assert "canary" in tenants.harness.push("acme/support", by=mover, alias="canary").version.aliases
 
 
 def test_a_token_that_is_bound_to_an_adapter_sees_and_pushes_nothing_else(tenants: Tenants) -> None:

@@ -15,10 +15,16 @@ from tests.cli.runner import CommandRunner
 def test_a_namespace_is_created_opened_limited_and_deleted(cli: CommandRunner) -> None:
     cli("namespace", "create", "acme", "--owner", "alice@example.org")
     assert "alice@example.org" in cli("namespace", "show", "acme").stdout
-    cli("namespace", "grant", "acme", "bob@example.org", "pusher")
+    grant = ("namespace", "grant", "acme", "bob@example.org")
+    assert cli(*grant, "reader").stdout == "bob@example.org is reader in acme.\n"
+    said = cli(*grant, "pusher", "--alias", "canary").stdout
+    assert said == "bob@example.org was reader in acme; is pusher (moves canary) and reader now.\n"
+    said = cli("namespace", "revoke", "--yes", "acme", "bob@example.org", "reader").stdout
+    assert said.endswith("was pusher (moves canary) and reader in acme; is pusher (moves canary) now.\n")
     shown = cli("namespace", "set", "acme", "--public", "--quota-versions", 5, "--json").json
     assert (shown["public"], shown["quota_versions"]) == (True, 5)
-    assert shown["roles"] == {"alice@example.org": "owner", "bob@example.org": "pusher"}
+    owner, pusher = {"role": "owner", "aliases": []}, {"role": "pusher", "aliases": ["canary"]}
+    assert shown["roles"] == {"alice@example.org": [owner], "bob@example.org": [pusher]}
     for text, size_bytes in (("1500", 1500), (str(2**40), 2**40), ("2GiB", 2**31), ("500MB", 500_000_000), ("0", None)):
         assert cli("namespace", "set", "acme", "--quota-bytes", text, "--json").json["quota_bytes"] == size_bytes
     assert "500MB" in cli("namespace", "set", "acme", "--quota-bytes", "1 MB", expect=2).stderr
@@ -26,7 +32,7 @@ def test_a_namespace_is_created_opened_limited_and_deleted(cli: CommandRunner) -
     folder = cli.make_adapter("other", samples.llama("nobody/unknown"))
     assert "smoke   not tested: no base to load" in cli("push", folder, "acme/other").stdout
     cli("delete", "acme/other", "--yes")
-    cli("namespace", "revoke", "--yes", "acme", "bob@example.org")
+    assert cli("namespace", "revoke", "--yes", "acme", "bob@example.org").stdout.endswith("; has no role now.\n")
     assert [item["name"] for item in cli("namespace", "list", "--json").json["items"]] == ["acme"]
     cli("namespace", "delete", "acme", "--yes", expect=5)
     cli("gc", REGISTRY_DELETE_GRACE_SECONDS="0")

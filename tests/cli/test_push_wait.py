@@ -12,6 +12,7 @@ import pytest
 
 from cli.console import session
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest
+from registry.client import waiting
 from registry.client.registry import Registry
 from registry.findings import Finding
 from registry.jobs import FINAL
@@ -196,10 +197,10 @@ def test_a_verdict_that_came_since_the_push_is_taken(
 ) -> None:
     def finish(*arguments: Any, **options: Any) -> Any:
         pushed.finish_smoke_test("acme/a")
-        return check(*arguments, **options)
+        return request(*arguments, **options)
 
-    check = Registry.check_right_to_move
-    monkeypatch.setattr(Registry, "check_right_to_move", finish)
+    request = waiting.request_smoke_test
+    monkeypatch.setattr(waiting, "request_smoke_test", finish)
     between_polls(lambda: pytest.fail("the verdict is there"))
     again = pushed("push", folder_of(pushed, "a"), "acme/a", "--wait", "--alias", "canary", "--json").json
     assert (smoke(again["version"]), len(jobs(pushed))) == (["pass"], 2)
@@ -261,16 +262,16 @@ def test_what_no_worker_loads_is_not_waited_for(cli: CommandRunner) -> None:
 
 
 @pytest.mark.security
-def test_a_missing_right_to_move_the_alias_is_an_error_before_the_wait(
-    cli: CommandRunner, server: dict[str, str], between_polls: Any
+def test_a_missing_right_to_move_the_alias_is_reported_as_a_closed_gate(
+    cli: CommandRunner, server: dict[str, str]
 ) -> None:
     at: dict[str, Any] = {"ADAPTER_REGISTRY": server["url"]}
     cli("base", "add", "tiny-llama", samples.llama().write(cli.folder / "base"), **at, ADAPTER_TOKEN=server["token"])
     words = ("token", "create", "waits", "--scope", "push", "--namespace", "waits", "--json")
     at["ADAPTER_TOKEN"] = cli(*words, **at, ADAPTER_TOKEN=server["token"]).json["secret"]
-    between_polls(lambda: pytest.fail("nothing is to be waited for"))
-    folder = cli.make_adapter("a")
-    result = cli("push", folder, "waits/a", "--wait", "--alias", "canary", "--json", expect=3, **at)
-    assert (result.json["created"], result.problem["detail"]) == (True, "token 'waits' lacks the scope 'promote'")
-    report = cli("push-all", folder_of(cli), "waits", "--wait", "--alias", "canary", "--json", expect=3, **at).json
-    assert [item["error"]["code"] for item in report["items"]] == ["DENIED"]
+    folder = samples.write(samples.lora(samples.llama(hidden=128)), cli.folder / "does-not-fit")
+    for words in ((), ("--wait",)):  # what failed is not tested, so there is nothing to wait for
+        result = cli("push", folder, "waits/a", *words, "--alias", "canary", "--json", expect=6, **at).json
+        assert (result["version"]["number"], bool(result["alias_refused"])) == (1, True)
+    result = cli("push", cli.make_adapter("a"), "waits/a", "--alias", "canary", "--json", expect=6, **at).json
+    assert "lacks the scope 'promote' of alias 'canary'" in result["alias_refused"]

@@ -69,6 +69,7 @@ UNCOMPARED = {
     "Registry.lineage nodes.*.name": "only the first node was requested",
     "Registry.quarantine quarantine_reason": FIRST,
     "Registry.retention set_on": "the namespace may have set it",
+    "Registry.revoke_role before.*.role": SHOWN,
     "Registry.set_base_aliases source": SHOWN,
     "Registry.set_gate set_on": "the namespace may have set it",
     "Registry.verdicts items.*.profile": "it is written in another order",
@@ -94,7 +95,8 @@ OTHER_VALUES: list[tuple[str, dict[str, Any]]] = [
     ("Audit.sign", {"bundle": "{}"}),
     ("Registry.delete_version", {"deleted_at": None}),
     ("Registry.report_node", {"unknown": ["other"]}),
-    ("Registry.revoke_role", {"roles": {"bob@example.org": "owner"}}),
+    ("Registry.grant_role", {"roles": []}),
+    ("Registry.revoke_role", {"roles": [{"role": "pusher", "aliases": []}]}),
     ("Registry.set_gate", {"gate": {"approvals": 0}}),
     ("Registry.lineage", {"root": "sha256:" + "0" * 64}),
 ]

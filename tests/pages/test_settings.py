@@ -92,17 +92,18 @@ def test_a_form_keeps_what_changed_after_its_page_was_read(registry: Harness, si
 
 def test_an_owner_gives_and_takes_roles(registry: Harness, owner: Browser, own: str) -> None:
     members = f"{NAMESPACE}/members"
-    for role in ("promoter", "owner"):
+    for role, aliases, shown in (("pusher", "canary, beta", "pusher (moves beta, canary)"), ("owner", "", "owner")):
         page = owner.get(NAMESPACE).text
         token = re.findall(r'name="form_token" value="([^"]*)"', page)[0]
-        data = {"form_token": token, "subject": "group:ml", "role": role, "token": own}
+        data = {"form_token": token, "subject": "group:ml", "role": role, "aliases": aliases, "token": own}
         assert owner.post(members, data=data, headers={"Origin": URL}).status_code == 303
-        assert (registry.admin.namespace("acme").roles or {})["group:ml"] == role
-    assert 'aria-label="Remove group:ml"' in owner.get(NAMESPACE).text
+        assert shown in map(str, (registry.admin.namespace("acme").roles or {})["group:ml"])
+        assert f'data-label="Role">{shown}<' in owner.get(NAMESPACE).text
+    assert 'aria-label="Remove pusher of group:ml"' in owner.get(NAMESPACE).text
     assert owner.post(members, data=data | {"role": "king"}, headers={"Origin": URL}).status_code == 400
-    del data["token"]
-    assert owner.post(members, data=data | {"role": ""}, headers={"Origin": URL}).status_code == 303
-    assert "group:ml" not in (registry.admin.namespace("acme").roles or {})
+    gone = {"form_token": token, "subject": "group:ml", "remove": "pusher"}
+    assert owner.post(members, data=gone, headers={"Origin": URL}).status_code == 303
+    assert [*map(str, (registry.admin.namespace("acme").roles or {})["group:ml"])] == ["owner"]
 
 
 def test_an_owner_sets_retention_rules_and_sees_what_they_do(registry: Harness, owner: Browser) -> None:

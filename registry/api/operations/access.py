@@ -11,6 +11,7 @@ from registry.api.access import (
     PublisherView,
     RenameRequest,
     RoleGrant,
+    SubjectRoles,
     TokenCreate,
     TokenCreated,
     TokenPage,
@@ -27,10 +28,11 @@ from registry.api.operations.operation import ADMIN, ANY_TOKEN, NO_BODY, NO_TOKE
 access = Tag("access", "Tokens, the caller, and health.")
 namespaces = Tag("namespaces", "Namespaces, roles, trusted publishers; renaming and deleting adapters.")
 _SAME_NAMESPACE = {"name": "namespace"}
+_SAME_SUBJECT = {"namespace": "namespace", "subject": "subject"}
 _RULES = {name: name for name, field in NamespaceSet.model_fields.items() if field.annotation == bool | None}
 CREATE_TOKEN = access.add(
     "create_token", "POST /tokens", ADMIN, TokenCreate, TokenCreated, status=201, has_secret=True,
-    echo={f"token.{field}": field for field in ("name", "scopes", "namespaces", "adapters")},
+    echo={f"token.{field}": field for field in ("name", "scopes", "namespaces", "adapters", "aliases")},
     example={"name": "ci", "scopes": ["push"], "namespaces": ["acme"], "expires_in_seconds": 86400},
 )
 EXCHANGE_TOKEN = access.add(
@@ -67,13 +69,13 @@ DELETE_NAMESPACE = namespaces.add(
     "delete_namespace", "DELETE /namespaces/{namespace}", ADMIN, NO_BODY, DeleteResult, echo=_SAME_NAMESPACE,
 )
 GRANT_ROLE = namespaces.add(
-    "grant_role", "PUT /namespaces/{namespace}/roles/{subject:path}", ADMIN, RoleGrant, NamespaceView,
-    echo=_SAME_NAMESPACE,
-    example={"role": "pusher"},
+    "grant_role", "PUT /namespaces/{namespace}/roles/{subject:path}", ADMIN, RoleGrant, SubjectRoles,
+    echo=_SAME_SUBJECT,
+    example={"role": "pusher", "aliases": ["canary"]},
 )
 REVOKE_ROLE = namespaces.add(
-    "revoke_role", "DELETE /namespaces/{namespace}/roles/{subject:path}", ADMIN, NO_BODY, NamespaceView,
-    echo=_SAME_NAMESPACE,
+    "revoke_role", "DELETE /namespaces/{namespace}/roles/{subject:path}", ADMIN, NO_BODY, SubjectRoles,
+    echo=_SAME_SUBJECT,
 )
 DELETE_ADAPTER = namespaces.add(
     "delete_adapter", "DELETE /adapters/{namespace}/{name}", ADMIN, NO_BODY, DeleteResult, echo=SAME_ADAPTER,
@@ -94,7 +96,7 @@ LIST_PUBLISHERS = namespaces.add(
 )
 ADD_PUBLISHER = namespaces.add(
     "add_publisher", "POST /adapters/{namespace}/{name}/publishers", ADMIN, PublisherAdd, PublisherView,
-    status=201, echo={"adapter": "adapter", "issuer": "issuer", "claims": "claims"},
+    status=201, echo={"adapter": "adapter", "issuer": "issuer", "claims": "claims", "aliases": "aliases"},
     example={"issuer": "https://ci.example.org", "claims": {"repository": "acme/train"}},
 )
 DELETE_PUBLISHER = namespaces.add(

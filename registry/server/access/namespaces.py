@@ -6,6 +6,7 @@ all namespaces create namespaces and set limits; owners give roles. Each change 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import delete, or_
@@ -15,7 +16,7 @@ from registry import names
 from registry.api import access as views
 from registry.errors import Conflict, Invalid, TooLarge
 from registry.events import EventType
-from registry.roles import SUBJECT_LIMIT, Role, Scope
+from registry.roles import FOR_ALIASES, SUBJECT_LIMIT, GrantedRole, Role, Scope, in_words
 from registry.server import audit
 from registry.server.access import epoch, quotas, reserved_names
 from registry.server.actors import (
@@ -32,7 +33,7 @@ from registry.server.database.models import RoleRow
 from registry.server.database.models.namespaces import NamespaceRow
 
 ROLES_LIMIT = 1000
-"""Roles in a namespace: administrators list those of all. A group has one for all its members."""
+"""Roles in a namespace: administrators list those of all. Those of a group are of all its members."""
 LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
 
 
@@ -46,7 +47,7 @@ def create(session: Session, actor: Actor, request: views.NamespaceCreate) -> vi
     if not reserved_names.reserve_namespace(session, actor, name):
         raise Conflict("NAME_TAKEN", f"there is a namespace '{name}' already")
     if owner:
-        _set_role(session, actor, name, owner, Role.OWNER)
+        _set_role(session, actor, name, owner, GrantedRole(Role.OWNER))
     return show(session, actor, name)
 
 
@@ -82,9 +83,9 @@ def update(session: Session, actor: Actor, name: str, request: views.NamespaceSe
         setattr(row, rule.field, values[rule.field])
     session.add(row)
     if request.public:
-        _set_role(session, actor, name, EVERY_SUBJECT, Role.READER)
+        _set_role(session, actor, name, EVERY_SUBJECT, GrantedRole(Role.READER))
     elif request.public is False:
-        _delete_role(session, actor, name, EVERY_SUBJECT)
+        _delete_roles(session, actor, name, EVERY_SUBJECT)
     if limits:
         audit.append(session, actor, EventType.NAMESPACE_LIMIT, name, limits)
     if rules:
@@ -102,26 +103,51 @@ def find_with_rule(session: Session, rule: str, names: Iterable[str]) -> set[str
     return set(session.exec(statement, params={"names": sorted(names)}))
 
 
-def grant_role(session: Session, actor: Actor, name: str, subject: str, role: str) -> views.NamespaceView:
-    """Give a subject this role, which replaces the one it has. The namespace `*` stands for all."""
+def grant_role(
+    session: Session, actor: Actor, name: str, subject: str, request: views.RoleGrant
+) -> views.SubjectRoles:  # fmt: skip
+    """Give a subject a role beside those that it has. The namespace `*` stands for all.
+
+    The same role again only changes its aliases.
+    """
     require_admin(session, actor, name)
     _check_subject(subject)
-    if role not in list(Role):
-        raise Invalid("REQUEST_INVALID", f"role: {role[:40]!r} is not one of {', '.join(Role)}")
+    granted = _read_grant(request)
     db.lock_names(session, f"roles of {name}")
-    others = select(RoleRow.subject).where(RoleRow.namespace == name, RoleRow.subject != subject)
+    before = _find_roles(session, name, subject)
+    others = select(RoleRow.subject).where(
+        RoleRow.namespace == name, or_(col(RoleRow.subject) != subject, col(RoleRow.role) != granted.role)
+    )
     if db.count_rows(session, others) >= ROLES_LIMIT:
-        problem = f"namespace '{name}' has roles of {ROLES_LIMIT} subjects, which is the limit"
+        problem = f"namespace '{name}' has {ROLES_LIMIT} roles of subjects, which is the limit"
         raise TooLarge("QUOTA_EXCEEDED", problem, next_step="grant a role to a group")
-    _set_role(session, actor, name, subject, Role(role))
-    return _show_roles(session, actor, name)
+    _set_role(session, actor, name, subject, granted)
+    return _changed(session, name, subject, before)
 
 
-def revoke_role(session: Session, actor: Actor, name: str, subject: str) -> views.NamespaceView:
-    """Remove the role of a subject. Its tokens lose their rights here. Revoking it again changes nothing."""
+def _read_grant(request: views.RoleGrant) -> GrantedRole:
+    if request.role not in list(Role):
+        raise Invalid("REQUEST_INVALID", f"role: {request.role[:40]!r} is not one of {', '.join(Role)}")
+    role, aliases = Role(request.role), read_aliases(request.aliases)
+    if aliases and role not in FOR_ALIASES:
+        raise Invalid("REQUEST_INVALID", f"aliases: only {in_words(sorted(FOR_ALIASES))} can be for single aliases")
+    return GrantedRole(role, aliases)
+
+
+def read_aliases(texts: Iterable[str]) -> frozenset[str]:
+    """The aliases that a role, token or trusted publisher may move. `Invalid` for `main`, which only a push moves."""
+    aliases = frozenset(map(names.alias, texts))
+    if names.NEWEST in aliases:
+        raise Invalid("REQUEST_INVALID", f"aliases: '{names.NEWEST}' follows the newest version: only a push moves it")
+    return aliases
+
+
+def revoke_role(session: Session, actor: Actor, name: str, subject: str, role: str = "") -> views.SubjectRoles:
+    """Remove a role of a subject, or all. Its tokens lose their rights here. Revoking it again changes nothing."""
     require_admin(session, actor, name)
-    _delete_role(session, actor, name, subject)
-    return _show_roles(session, actor, name)
+    before = _find_roles(session, name, subject)
+    _delete_roles(session, actor, name, subject, role)
+    return _changed(session, name, subject, before)
 
 
 def delete_namespace(session: Session, actor: Actor, name: str) -> None:
@@ -148,11 +174,23 @@ def require_admin(session: Session, actor: Actor, name: str) -> None:
     _find(session, actor, name)
 
 
-def _show_roles(session: Session, actor: Actor, name: str) -> views.NamespaceView:
-    if name != EVERY_NAMESPACE:
-        return show(session, actor, name)
-    rows = session.exec(select(RoleRow).where(col(RoleRow.namespace) == name).order_by(col(RoleRow.subject))).all()
-    return views.NamespaceView(name=name, created_at=db.now(), roles={row.subject: row.role for row in rows})
+def role_views(roles: Iterable[GrantedRole]) -> list[views.RoleView]:
+    """Roles as the API shows them."""
+    return [views.RoleView(role=role.role, aliases=sorted(role.aliases)) for role in roles]
+
+
+def _changed(session: Session, name: str, subject: str, before: Sequence[RoleRow]) -> views.SubjectRoles:
+    now = _find_roles(session, name, subject)
+    return views.SubjectRoles(namespace=name, subject=subject, before=_role_views(before), roles=_role_views(now))
+
+
+def _find_roles(session: Session, name: str, subject: str) -> list[RoleRow]:
+    statement = select(RoleRow).where(RoleRow.namespace == name, RoleRow.subject == subject)
+    return list(session.exec(statement.order_by(col(RoleRow.role)).execution_options(populate_existing=True)))
+
+
+def _role_views(rows: Iterable[RoleRow]) -> list[views.RoleView]:
+    return [db.to_view(row, views.RoleView) for row in rows]
 
 
 def _find(session: Session, actor: Actor, name: str) -> NamespaceRow:
@@ -162,42 +200,45 @@ def _find(session: Session, actor: Actor, name: str) -> NamespaceRow:
     return row
 
 
-def _set_role(session: Session, actor: Actor, name: str, subject: str, role: Role) -> None:
-    values = {"namespace": name, "subject": subject, "role": role, "granted_at": db.now(), "granted_by": actor.identity}
+def _set_role(session: Session, actor: Actor, name: str, subject: str, granted: GrantedRole) -> None:
+    role, aliases = granted.role, sorted(granted.aliases)
+    values = {"namespace": name, "subject": subject, "role": role, "aliases": aliases,
+              "granted_at": db.now(), "granted_by": actor.identity}  # fmt: skip
     if not db.insert_new(session, RoleRow, values):
-        row = session.get_one(RoleRow, (name, subject), populate_existing=True)
-        if row.role == role:
+        row = session.get_one(RoleRow, (name, subject, role), populate_existing=True)
+        if row.aliases == aliases:
             return
         session.add(row.sqlmodel_update(values))
         session.flush()
     epoch.advance(session)
-    audit.append(session, actor, EventType.NAMESPACE_GRANT, name, {"subject": subject, "role": role})
+    detail = {"subject": subject, "role": role, "aliases": aliases}
+    audit.append(session, actor, EventType.NAMESPACE_GRANT, name, detail)
 
 
-def _delete_role(session: Session, actor: Actor, name: str, subject: str) -> None:
-    row = session.get(RoleRow, (name, subject))
-    if row is not None:
-        session.delete(row)
-        session.flush()
-        epoch.advance(session)
-        audit.append(session, actor, EventType.NAMESPACE_REVOKE, name, {"subject": subject})
+def _delete_roles(session: Session, actor: Actor, name: str, subject: str, role: str = "") -> None:
+    for row in _find_roles(session, name, subject):
+        if role in ("", row.role):
+            session.delete(row)
+            session.flush()
+            epoch.advance(session)
+            audit.append(session, actor, EventType.NAMESPACE_REVOKE, name, {"subject": subject, "role": row.role})
 
 
 def _views(session: Session, actor: Actor, rows: Sequence[NamespaceRow]) -> list[views.NamespaceView]:
-    roles: dict[str, dict[str, str]] = {row.name: {} for row in rows}
+    roles: dict[str, dict[str, list[RoleRow]]] = {row.name: defaultdict(list) for row in rows}
     own = [row.name for row in rows if actor.may(Scope.ADMIN, row.name)]  # all others see whether it is public
     is_shown = or_(col(RoleRow.namespace).in_(own), col(RoleRow.subject) == EVERY_SUBJECT)
-    statement = select(RoleRow).where(col(RoleRow.namespace).in_(list(roles)), is_shown).order_by(col(RoleRow.subject))
-    for role in session.exec(statement):
-        roles[role.namespace][role.subject] = role.role
+    statement = select(RoleRow).where(col(RoleRow.namespace).in_(list(roles)), is_shown)
+    for role in session.exec(statement.order_by(col(RoleRow.subject), col(RoleRow.role))):
+        roles[role.namespace][role.subject].append(role)
     usage = quotas.read_usage(session, list(roles))
     return [_view(actor, row, roles[row.name], *usage[row.name]) for row in rows]
 
 
 def _view(
-    actor: Actor, row: NamespaceRow, roles: dict[str, str], size_bytes: int, versions: int
+    actor: Actor, row: NamespaceRow, roles: dict[str, list[RoleRow]], size_bytes: int, versions: int
 ) -> views.NamespaceView:
-    subjects = {subject: role for subject, role in roles.items() if subject != EVERY_SUBJECT}
+    subjects = {subject: _role_views(of_one) for subject, of_one in roles.items() if subject != EVERY_SUBJECT}
     return db.to_view(
         row,
         views.NamespaceView,

@@ -5,22 +5,20 @@ its own statement and signs in again when the epoch has grown. The holder of a s
 longer is; all others get one response.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 from sqlalchemy import BindParameter, and_, bindparam, or_
 from sqlmodel import Session, col, select
 
 from registry.errors import Unauthenticated
-from registry.roles import PULLING, Role, Scope
+from registry.roles import PULLING, GrantedRole, Role, Scope
 from registry.server.access import epoch
 from registry.server.actors import EXCHANGE, OLD_SECRET_SCOPES, Actor, is_subject
 from registry.server.actors.public_namespaces import SELECT_PUBLIC
 from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
 from registry.token_secret import is_well_formed, sha256_of
-
-MOST_LAST = (Role.READER, Role.AUDITOR, Role.PUSHER, Role.PROMOTER, Role.OWNER)
-"""Of several groups' roles in a namespace the last one applies; the person's own role takes precedence."""
 
 
 class ActorCache:
@@ -53,7 +51,7 @@ class ActorCache:
 _SHA256: BindParameter[str] = bindparam("sha256")
 # Built once, because every request executes it: the token, once per role of its subject, and the access epoch.
 _SELECT_TOKEN = (
-    select(TokenRow, RoleRow.namespace, RoleRow.role, epoch.current())
+    select(TokenRow, RoleRow, epoch.current())
     .outerjoin(RoleRow, and_(col(TokenRow.subject) != "", col(RoleRow.subject) == col(TokenRow.subject)))
     .where(or_(col(TokenRow.secret_sha256) == _SHA256, col(TokenRow.previous_sha256) == _SHA256))
 )
@@ -74,26 +72,27 @@ def authenticate_hash(session: Session, sha256: str, cache: ActorCache) -> Actor
     if problem:
         next_step = "run `adapter login URL` with a valid token, or set ADAPTER_TOKEN"
         raise Unauthenticated("UNAUTHORIZED", f"this token {problem}", next_step=next_step)
-    row, _, _, current_epoch = rows[0]
+    row, _, current_epoch = rows[0]
     session.info["token"] = row
-    roles = {namespace: Role(role) for _, namespace, role, _ in rows if namespace and role}
+    granted = [role for _, role, _ in rows if role is not None]
     if row.groups:
-        roles = _roles_of_groups(session, row.groups) | roles
+        granted += session.exec(select(RoleRow).where(col(RoleRow.subject).in_(row.groups)))
     superseded = row.secret_sha256 != sha256
     scopes = _scopes_of_old_secret(row.scopes) if superseded else frozenset(row.scopes)
     return Actor(
         row.name, row.id, scopes, frozenset(row.namespaces), row.expires_at, row.subject,
-        roles=roles if row.subject else None, adapters=frozenset(row.adapters),
+        roles=_by_namespace(granted) if row.subject else None, adapters=frozenset(row.adapters),
+        aliases=frozenset(row.aliases),
         public=cache.public_namespaces(session, current_epoch), epoch=current_epoch,
         superseded=superseded, groups=frozenset(row.groups), is_publisher=row.created_by == EXCHANGE,
     )  # fmt: skip
 
 
-def _roles_of_groups(session: Session, groups: Iterable[str]) -> dict[str, Role]:
-    """Namespace → the role that gives the most of those that these groups have there."""
-    statement = select(RoleRow.namespace, RoleRow.role).where(col(RoleRow.subject).in_(list(groups)))
-    roles = [(namespace, Role(role)) for namespace, role in session.exec(statement)]
-    return dict(sorted(roles, key=lambda granted: MOST_LAST.index(granted[1])))
+def _by_namespace(rows: Iterable[RoleRow]) -> dict[str, tuple[GrantedRole, ...]]:
+    roles: dict[str, set[GrantedRole]] = defaultdict(set)
+    for row in rows:
+        roles[row.namespace].add(GrantedRole(Role(row.role), frozenset(row.aliases)))
+    return {namespace: tuple(sorted(of_one, key=str)) for namespace, of_one in roles.items()}
 
 
 def _problem_of(row: TokenRow, sha256: str) -> str:

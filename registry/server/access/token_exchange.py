@@ -23,7 +23,7 @@ from registry.events import EventType
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
-from registry.server.access import reserved_names, tokens
+from registry.server.access import namespaces, reserved_names, tokens
 from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuers, rejection
 from registry.server.actors import EVERY_NAMESPACE, EXCHANGE, GROUP, TRUSTED, Actor, is_subject
 from registry.server.database import db
@@ -56,13 +56,15 @@ def add(
             raise Invalid("REQUEST_INVALID", f"claims: {claim[:80]!r} {rule}")
     if all(pattern.strip(WILDCARD) == "" for pattern in request.claims.values()):
         raise Invalid("REQUEST_INVALID", "claims: at least one pattern must be more than '*', or everyone could push")
+    aliases = sorted(namespaces.read_aliases(request.aliases))
     reserved_names.check_available(session, actor, name)
     row = PublisherRow(
         id="pub_" + secrets.token_hex(8), namespace=name.namespace, name=name.name,
-        issuer=request.issuer, claims=dict(request.claims), created_at=db.now(), created_by=actor.identity,
+        issuer=request.issuer, claims=dict(request.claims), aliases=aliases,
+        created_at=db.now(), created_by=actor.identity,
     )  # fmt: skip
     session.add(row)
-    detail = {"id": row.id, "issuer": row.issuer, "claims": row.claims}
+    detail = {"id": row.id, "issuer": row.issuer, "claims": row.claims, "aliases": aliases}
     audit.append(session, actor, EventType.PUBLISHER_ADD, str(name), detail)
     session.flush()
     return _view(row, issuers)
@@ -87,10 +89,15 @@ def delete_publisher(
     return _view(row, issuers)
 
 
-def is_trusted(session: Session, issuer: str, claims: Mapping[str, Any], name: AdapterName) -> bool:
-    """Whether an identity token with these claims may push an adapter: one rule of its issuer matches."""
-    rules = [row.claims.items() for row in _rows(session, name) if row.issuer == issuer]
-    return any(all(claim in claims and matches_pattern(p, claims[claim]) for claim, p in rule) for rule in rules)
+def find_trusted(
+    session: Session, issuer: str, claims: Mapping[str, Any], name: AdapterName
+) -> list[PublisherRow]:  # fmt: skip
+    """The rules of an adapter that an identity token with these claims matches: it may push if there is one."""
+    return [
+        row
+        for row in _rows(session, name)
+        if row.issuer == issuer and all(c in claims and matches_pattern(p, claims[c]) for c, p in row.claims.items())
+    ]
 
 
 def matches_pattern(pattern: str, value: Any) -> bool:
@@ -167,6 +174,7 @@ def _issue(
     scopes, namespaces = frozenset(row.scopes), frozenset(row.namespaces)
     actor = Actor(request.name, row.id, scopes, namespaces, subject=row.subject, is_publisher=not row.subject)
     detail = {"issuer": identity.issuer, "sub": str(identity.claims["sub"])[:500], "adapters": row.adapters}
+    detail |= {"aliases": row.aliases} if row.aliases else {}
     audit.append(session, actor, EventType.TOKEN_EXCHANGE, row.id, detail)
     return db.to_view(row, access.TokenView), secret
 
@@ -180,14 +188,17 @@ def _token_request(session: Session, identity: IdentityToken, adapter: AdapterNa
     if adapter is None:
         message = "adapter: an identity token of this issuer is exchanged for one adapter"
         raise Invalid("REQUEST_INVALID", message, next_step="name the adapter to push, with `--adapter NAME`")
-    if not is_trusted(session, identity.issuer, identity.claims, adapter):
+    rules = find_trusted(session, identity.issuer, identity.claims, adapter)
+    if not rules:
         claims = ", ".join(f"{name} {value!r}" for name, value in sorted(identity.claims.items()))
         raise rejection(f"{adapter} has no trusted publisher with these claims: {claims}")
+    aliases = sorted({alias for rule in rules for alias in rule.aliases})
     return access.TokenCreate(
         name="".join(filter(str.isprintable, str(identity.claims["sub"])))[:100] or identity.issuer[:100],
-        scopes=[Scope.PUSH],
+        scopes=[Scope.PUSH, Scope.PROMOTE] if aliases else [Scope.PUSH],
         namespaces=[adapter.namespace],
         adapters=[str(adapter)],
+        aliases=aliases,
         expires_in_seconds=LIFETIME_SECONDS,
     )
 

@@ -23,7 +23,7 @@ from registry.events import EventType
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
-from registry.server.access import epoch
+from registry.server.access import epoch, namespaces
 from registry.server.actors import EVERY_NAMESPACE, GROUP, TRUSTED, Actor, is_subject
 from registry.server.database import db
 from registry.server.database.models import TokenRow
@@ -43,11 +43,14 @@ def issue(
         raise Invalid("REQUEST_INVALID", f"scopes: got {unknown or 'none'}; use one or more of {', '.join(Scope)}")
     if not request.namespaces:
         raise Invalid("REQUEST_INVALID", "namespaces: name at least one; '*' means all")
+    aliases = sorted(namespaces.read_aliases(request.aliases))
+    if aliases and (Scope.PROMOTE not in request.scopes or Scope.ADMIN in request.scopes):
+        raise Invalid("REQUEST_INVALID", "aliases: they limit the scope 'promote', which 'admin' gives for all")
     for namespace in request.namespaces:
         if namespace != EVERY_NAMESPACE:
             names.namespace(namespace)
-        for scope in request.scopes:
-            if not actor.holds(Scope(scope), namespace):
+        for scope, alias in itertools.product(request.scopes, aliases or [""]):
+            if not actor.holds(Scope(scope), namespace, alias=alias):
                 raise Denied("DENIED", f"token {actor.name!r} cannot give the scope '{scope}' in '{namespace}'")
     for adapter in request.adapters:
         if not {AdapterName.parse(adapter).namespace, EVERY_NAMESPACE} & set(request.namespaces):
@@ -82,6 +85,7 @@ def issue_own(
 
 def _record_issue(session: Session, actor: Actor, row: TokenRow) -> TokenView:
     detail = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
+    detail |= {"aliases": row.aliases} if row.aliases else {}
     audit.append(session, actor, EventType.TOKEN_ISSUE, row.id, detail)
     return db.to_view(row, TokenView)
 
@@ -94,7 +98,7 @@ def build_row(request: TokenCreate, by: Actor, *, subject: str, token_id: str = 
     row = TokenRow(
         id=token_id or "tok_" + secrets.token_hex(8), name=request.name, secret_sha256=sha256_of(secret),
         scopes=sorted(set(request.scopes)), namespaces=sorted(set(request.namespaces)),
-        adapters=sorted(set(request.adapters)), subject=subject,
+        adapters=sorted(set(request.adapters)), aliases=sorted(set(request.aliases)), subject=subject,
         created_at=now, created_by=by.identity, expires_at=min(expiries, default=None),
     )  # fmt: skip
     return row, secret
@@ -209,7 +213,8 @@ def _find(session: Session, actor: Actor, token_id: str) -> TokenRow:
 
 def _may_revoke(actor: Actor, row: TokenRow) -> bool:
     """A token may revoke itself, a subject its tokens, and an administrator the tokens of its namespaces."""
-    if row.id == actor.token_id or (actor.subject and row.subject == actor.subject and not actor.adapters):
+    is_own = actor.subject and row.subject == actor.subject and not (actor.adapters or actor.aliases)
+    if row.id == actor.token_id or is_own:
         return True
     return all(actor.may(Scope.ADMIN, namespace) for namespace in row.namespaces)
 

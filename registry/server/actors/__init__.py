@@ -1,9 +1,10 @@
 """`Actor`: who sends a request and what they may do where.
 
-    rights of an actor = scopes of its token ∩ namespaces of its token ∩ roles of its subject ∩ adapters of its token
+    rights of an actor = scopes ∩ namespaces ∩ adapters ∩ aliases of its token ∩ roles of its subject
 
 - `admin` includes every scope; every scope but `metrics` includes `pull`. The namespace `*` stands for all namespaces.
-- A token of a subject never gives more than the subject's current role; a token without a subject stands for itself.
+- A token of a subject never gives more than the subject's current roles, which add up; one without stands for itself.
+- A token or a role for single aliases moves and approves these alone. What `promote` gives besides needs all aliases.
 - No role in a namespace gives `work`: verdicts of workers count beyond the namespace. An owner of `*` has it.
 - Every token may pull from public namespaces.
 - What an actor may not see does not exist for it: it gets `NotFound`, and `Denied` only where it may look.
@@ -16,7 +17,7 @@ from datetime import datetime
 
 from registry.errors import Denied, NotFound
 from registry.names import AdapterName
-from registry.roles import PULLING, SCOPES_OF_ROLE, SUBJECT_LIMIT, Role, Scope
+from registry.roles import PULLING, SUBJECT_LIMIT, GrantedRole, Role, Scope
 
 EVERY_NAMESPACE = "*"
 EVERY_SUBJECT = "*"
@@ -42,8 +43,9 @@ class Actor:
     namespaces: frozenset[str]
     expires_at: datetime | None = None
     subject: str = ""
-    roles: Mapping[str, Role] | None = None
+    roles: Mapping[str, tuple[GrantedRole, ...]] | None = None
     adapters: frozenset[str] = frozenset()
+    aliases: frozenset[str] = frozenset()
     public: frozenset[str] = frozenset()
     epoch: int | None = None
     superseded: bool = False
@@ -77,22 +79,35 @@ class Actor:
         return f"namespace {min(self.namespaces, default='')}"
 
     def has_scope(self, scope: Scope) -> bool:
-        """Whether the actor holds this scope in at least one namespace."""
+        """Whether the actor holds this scope in at least one namespace, if only for one alias."""
         if scope == Scope.PULL:
             return bool(self.scopes & PULLING)
         return self._has_token_scope(scope) and (
-            self.roles is None or any(scope in self._role_scopes(namespace) for namespace in self.roles)
+            self.roles is None
+            or any(
+                role.gives_some(scope) or _is_worker(scope, namespace, role)
+                for namespace, roles in self.roles.items()
+                for role in roles
+            )
         )
 
-    def may(self, scope: Scope, namespace: str, adapter: str = "") -> bool:
-        """Whether the actor may do this in a namespace. A token bound to adapters needs `adapter`, too."""
-        return (scope == Scope.PULL and namespace in self.public) or self.holds(scope, namespace, adapter)
+    def may(self, scope: Scope, namespace: str, adapter: str = "", alias: str = "") -> bool:
+        """Whether the actor may do this in a namespace, with this alias; without one, with all.
 
-    def holds(self, scope: Scope, namespace: str, adapter: str = "") -> bool:
+        A token bound to adapters needs `adapter`, too.
+        """
+        return (scope == Scope.PULL and namespace in self.public) or self.holds(scope, namespace, adapter, alias)
+
+    def holds(self, scope: Scope, namespace: str, adapter: str = "", alias: str = "") -> bool:
         """Whether the actor itself has this scope, whether or not the namespace is public now."""
         if self.adapters and f"{namespace}/{adapter}" not in self.adapters:
             return False
-        return self._has_token_scope(scope) and self._has_namespace(namespace) and self._role_gives(scope, namespace)
+        return (
+            self._has_token_scope(scope)
+            and self._has_alias(scope, alias)
+            and self._has_namespace(namespace)
+            and self._role_gives(scope, namespace, alias)
+        )
 
     def covers(self, scopes: Iterable[str], namespaces: Iterable[str]) -> bool:
         """Whether the token itself has these scopes and namespaces, whatever the roles of its subject are."""
@@ -108,15 +123,18 @@ class Actor:
             return frozenset()
         if self._role_gives(scope, EVERY_NAMESPACE):
             return None if EVERY_NAMESPACE in self.namespaces else self.namespaces
-        return frozenset(n for n in self.roles or () if scope in self._role_scopes(n) and self._has_namespace(n))
+        return frozenset(n for n in self.roles or () if self._has_namespace(n) and self._role_gives(scope, n))
 
-    def require(self, scope: Scope, name: AdapterName) -> None:
-        """Raise `Denied` if the actor may see the adapter but lacks the scope, `NotFound` if it may not see it."""
-        if self.may(scope, name.namespace, name.name):
+    def require(self, scope: Scope, name: AdapterName, alias: str = "") -> None:
+        """Raise `Denied` if the actor may see the adapter but lacks the scope, `NotFound` if it may not see it.
+
+        `promote` is about one alias, or about all.
+        """
+        if self.may(scope, name.namespace, name.name, alias):
             return
         if not self.sees(name):
             raise unknown_adapter(name, self._reach(scope))
-        raise self.lacks(scope, name.namespace)
+        raise self.lacks(scope, name.namespace, alias)
 
     def require_in(self, scope: Scope, namespace: str) -> None:
         """Like `require`, for what belongs to a namespace and not to an adapter."""
@@ -152,13 +170,15 @@ class Actor:
     def _has_namespace(self, namespace: str) -> bool:
         return EVERY_NAMESPACE in self.namespaces or namespace in self.namespaces
 
-    def _role_gives(self, scope: Scope, namespace: str) -> bool:
-        return self.roles is None or scope in self._role_scopes(namespace) | self._role_scopes(EVERY_NAMESPACE)
+    def _has_alias(self, scope: str, alias: str) -> bool:
+        return scope != Scope.PROMOTE or not self.aliases or alias in self.aliases
 
-    def _role_scopes(self, namespace: str) -> frozenset[Scope]:
-        role = (self.roles or {}).get(namespace)
-        scopes = SCOPES_OF_ROLE[role] if role is not None else frozenset[Scope]()
-        return scopes | {Scope.WORK} if role is Role.OWNER and namespace == EVERY_NAMESPACE else scopes
+    def _role_gives(self, scope: Scope, namespace: str, alias: str = "") -> bool:
+        return self.roles is None or any(
+            role.gives(scope, alias) or _is_worker(scope, of, role)
+            for of in (namespace, EVERY_NAMESPACE)
+            for role in self.roles.get(of, ())
+        )
 
     def _reach(self, scope: Scope) -> str:
         """Where the actor holds this scope, for an error; it depends on the token alone, not on what exists."""
@@ -167,14 +187,21 @@ class Actor:
         rights = "is an administrator" if scope is Scope.ADMIN else f"may {scope}"
         return f"token {self.name!r} {rights} only in: {', '.join(reach[:REACH_SHOWN])}{more}" if reach else ""
 
-    def lacks(self, scope: Scope, namespace: str = "") -> Denied:
+    def lacks(self, scope: Scope, namespace: str = "", alias: str = "") -> Denied:
         """The error for a scope that the token, or each role of its subject, lacks there; in any namespace if empty."""
+        scope_text = f"'{scope}' of alias '{alias}'" if alias else f"'{scope}'"
         where = " in all namespaces" if namespace == EVERY_NAMESPACE else f" in namespace '{namespace}'"
         where = where if namespace else ""
         is_of_token = self._has_token_scope(scope) and (not namespace or self._has_namespace(namespace))
-        if self.roles is not None and is_of_token and not (namespace and self._role_gives(scope, namespace)):
-            return Denied("DENIED", f"{self.subject!r} has no role that allows '{scope}'{where}")
-        return Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}'{where}")
+        is_of_token = is_of_token and self._has_alias(scope, alias)
+        if self.roles is not None and is_of_token and not (namespace and self._role_gives(scope, namespace, alias)):
+            return Denied("DENIED", f"{self.subject!r} has no role that allows {scope_text}{where}")
+        return Denied("DENIED", f"token {self.name!r} lacks the scope {scope_text}{where}")
+
+
+def _is_worker(scope: Scope, namespace: str, granted: GrantedRole) -> bool:
+    """Whether this is `work`, which an owner of all namespaces has."""
+    return scope is Scope.WORK and namespace == EVERY_NAMESPACE and granted.role is Role.OWNER
 
 
 TRUSTED = Actor("owner", "", frozenset({Scope.ADMIN}), frozenset({EVERY_NAMESPACE}))

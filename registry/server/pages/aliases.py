@@ -98,7 +98,7 @@ def show_alias(
     shows_gate = visitor.signed_in and alias != NEWEST
     checked = gates.check_gate(session, actor, name, candidate, alias) if shows_gate else None
     history = aliases.list_history(session, actor, name, alias=alias, cursor=cursor, limit=MOVES_SHOWN)
-    may_promote = alias != NEWEST and may_change(visitor, Scope.PROMOTE, name)
+    may_promote = alias != NEWEST and may_change(visitor, Scope.PROMOTE, name, alias)
     approved = approvals.list_approvals(session, actor, name, candidate).items if shows_gate else []
     in_effect = _in_effect(session, actor, name, alias, at)
     adapter_id = versions.find_adapter(session, actor, name).id
@@ -178,7 +178,7 @@ def build_timeline(moves: Sequence[AliasMove], current: AliasMove | None) -> lis
 def approve_version(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
     """Approve the version that the page has shown, for this alias."""
     fields = read_fields(request, visitor)
-    visitor.actor.require(Scope.PROMOTE, name)
+    visitor.actor.require(Scope.PROMOTE, name, alias)
     approval = to_request(ApproveRequest, alias=alias, comment=fields.get("comment", ""))
     number = names.selector(fields.get("version", ""))
     only(approvals.approve(session, visitor.actor, [NewApproval(Ref(name, number), alias, approval.comment)]))
@@ -193,7 +193,7 @@ def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, na
     An owner passes a closed gate (`break_glass`) after pasting a token again: a session alone is not enough.
     """
     fields = read_fields(request, visitor)
-    visitor.actor.require(Scope.PROMOTE, name)
+    visitor.actor.require(Scope.PROMOTE, name, alias)
     breaks_glass = "break_glass" in fields
     move = to_request(PromoteRequest, version=fields.get("version", ""), reason=fields.get("reason", ""))
     if breaks_glass:
@@ -208,7 +208,7 @@ def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, na
 def rollback_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
     """Point an alias back at the version that the page has named, if it is still where the page has shown it."""
     fields = read_fields(request, visitor)
-    visitor.actor.require(Scope.PROMOTE, name)
+    visitor.actor.require(Scope.PROMOTE, name, alias)
     reason = to_request(RollbackRequest, reason=fields.get("reason", "")).reason
     if not reason.strip():
         raise Invalid("REQUEST_INVALID", "reason: a roll-back needs a reason")
@@ -222,7 +222,7 @@ def rollback_alias(request: Request, session: SessionDep, visitor: VisitorDep, n
 def delete_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
     """Delete an alias that no live node follows, if it is still where the page has shown it."""
     fields = read_fields(request, visitor)
-    visitor.actor.require(Scope.PROMOTE, name)
+    visitor.actor.require(Scope.PROMOTE, name, alias)
     reason = to_request(RollbackRequest, reason=fields.get("reason", "")).reason
     alias_deletion.delete_alias(session, visitor.actor, name, names.alias(alias), _generation(fields), reason=reason)
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))

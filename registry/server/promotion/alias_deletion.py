@@ -35,8 +35,8 @@ def delete_alias(
 
     `force` deletes it although live nodes serve the adapter by it. `Refused` (GATE_CLOSED) for `main`.
     """
-    actor.require(Scope.PROMOTE, name)
-    if names.alias(alias) == names.NEWEST:
+    actor.require(Scope.PROMOTE, name, names.alias(alias))
+    if alias == names.NEWEST:
         raise Refused("GATE_CLOSED", f"alias '{alias}' follows the newest version: it lasts as long as the adapter")
     adapter = versions.find_adapter(session, actor, name, lock=True)
     statement = select(AliasRow).where(AliasRow.adapter_id == adapter.id, AliasRow.alias == alias).with_for_update()

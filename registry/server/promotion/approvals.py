@@ -91,8 +91,9 @@ def approve(
 
 
 def _check_request(actor: Actor, approval: NewApproval) -> NewApproval:
-    actor.require(Scope.PROMOTE, approval.ref.name)
-    return replace(approval, alias=str(names.alias(approval.alias)))
+    alias = str(names.alias(approval.alias))
+    actor.require(Scope.PROMOTE, approval.ref.name, alias)
+    return replace(approval, alias=alias)
 
 
 def _require_version(approval: NewApproval, rows: Mapping[Ref, VersionRow | RegistryError]) -> VersionRow:

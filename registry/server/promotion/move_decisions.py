@@ -121,8 +121,8 @@ class MoveDecision:
 
 def check_request(actor: Actor, move: Move) -> Move:
     """The move, if this actor may ask for it. `Denied`, `NotFound`, `Refused`, `Invalid`."""
-    actor.require(Scope.PROMOTE, move.name)
-    if names.alias(move.alias) == names.NEWEST:
+    actor.require(Scope.PROMOTE, move.name, names.alias(move.alias))
+    if move.alias == names.NEWEST:
         raise Refused("GATE_CLOSED", f"alias '{move.alias}' follows the newest version: only a push moves it")
     if move.break_glass:
         actor.require(Scope.ADMIN, move.name)

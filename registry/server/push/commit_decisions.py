@@ -14,7 +14,17 @@ from typing import TypeVar
 from registry import names
 from registry.api.transfer import CommitItem
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable, from_problem
+from registry.errors import (
+    Conflict,
+    Denied,
+    Invalid,
+    NotFound,
+    Refused,
+    RegistryError,
+    TooLarge,
+    Unavailable,
+    from_problem,
+)
 from registry.evaluation.verdicts import WEIGHTS_PENDING
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -153,8 +163,6 @@ def read(actor: Actor, item: CommitItem, row: PushRow | None, manifest: str) -> 
     name = AdapterName(push.namespace, push.name)
     actor.require(Scope.PUSH, name)
     alias = str(names.alias(item.alias)) if item.alias else ""
-    if alias:
-        actor.require(Scope.PROMOTE, name)
     if not manifest and push.manifest_digest:
         raise unknown_version(name, push.manifest_digest)
     if not manifest:
@@ -219,6 +227,9 @@ def ends_push(error: RegistryError) -> bool:
 
 
 def keeps_alias(error: RegistryError) -> bool:
-    """Whether a gate is closed, or stays closed until large weights are read: the version is created all the same."""
+    """Whether the version is created although its alias does not move.
+
+    A gate is closed, or stays closed until large weights are read, or the actor may push and not move this alias.
+    """
     is_pending = isinstance(error, Unavailable) and any(reason.code == WEIGHTS_PENDING for reason in error.findings)
-    return isinstance(error, Refused) or is_pending
+    return isinstance(error, Denied | Refused) or is_pending

@@ -4,7 +4,9 @@ renaming and deleting adapters.
 A subject may contain slashes (`https://issuer#sub`), so it is the last part of its path.
 """
 
-from fastapi import BackgroundTasks, Request
+from typing import Annotated
+
+from fastapi import BackgroundTasks, Query, Request
 
 from registry.api import access
 from registry.api.aliases import WithdrawRequest
@@ -23,6 +25,7 @@ from registry.server.http.request_actor import record_failure
 from registry.server.promotion import adapter_deletion, removal
 from registry.server.push import background
 
+RoleFilter = Annotated[str, Query(max_length=20)]
 router = OperationRouter()
 namespace_router = OperationRouter()
 
@@ -85,8 +88,9 @@ def show_caller(actor: deps.ActorDep) -> access.Whoami:
         namespaces=sorted(actor.namespaces),
         expires_at=actor.expires_at,
         subject=actor.subject,
-        roles={namespace: str(role) for namespace, role in sorted((actor.roles or {}).items())},
+        roles={name: namespaces.role_views(roles) for name, roles in sorted((actor.roles or {}).items())},
         adapters=sorted(actor.adapters),
+        aliases=sorted(actor.aliases),
         groups=sorted(actor.groups),
     )
 
@@ -137,15 +141,17 @@ def delete_namespace(
 @namespace_router.serves(operations.GRANT_ROLE)
 def grant_role(
     session: deps.SessionDep, actor: deps.ActorDep, namespace: str, subject: str, request: JsonBody[access.RoleGrant]
-) -> access.NamespaceView:
-    """Give a subject a role in a namespace."""
-    return namespaces.grant_role(session, actor, namespace, subject, request.role)
+) -> access.SubjectRoles:
+    """Give a subject a role in a namespace beside those that it has. The same role again gets other aliases."""
+    return namespaces.grant_role(session, actor, namespace, subject, request)
 
 
 @namespace_router.serves(operations.REVOKE_ROLE)
-def revoke_role(session: deps.SessionDep, actor: deps.ActorDep, namespace: str, subject: str) -> access.NamespaceView:
-    """Take away the role of a subject in a namespace. Its tokens lose it at once."""
-    return namespaces.revoke_role(session, actor, namespace, subject)
+def revoke_role(
+    session: deps.SessionDep, actor: deps.ActorDep, namespace: str, subject: str, role: RoleFilter = ""
+) -> access.SubjectRoles:
+    """Take away a role of a subject in a namespace, or all. Its tokens lose it at once."""
+    return namespaces.revoke_role(session, actor, namespace, subject, role)
 
 
 # ------------------------------------------------------------------ adapters

@@ -64,7 +64,7 @@ def promote_alias(
     target: deps.AdapterDep, alias: str, request: JsonBody[PromoteRequest], response: Response, if_match: IfMatch = None
 ) -> AliasView:
     """Point an alias at a version, through its gate. Needs `If-Match` with the generation of the alias."""
-    target.actor.require(Scope.PROMOTE, target.name)
+    target.actor.require(Scope.PROMOTE, target.name, alias)
     expected = _require_generation(if_match, alias)
     to = parse_selector(request.version, target.name)
     move = Move(target.name, alias, to, expected, request.reason, request.break_glass)

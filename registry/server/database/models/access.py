@@ -11,7 +11,7 @@ from registry.server.database.models.columns import CreatedColumns, UtcTime
 class TokenRow(CreatedColumns, table=True):
     """A token, with the SHA-256 of its secret and never the secret.
 
-    The roles of `subject` (if set) and of `groups` limit its scopes; so do `adapters` (empty: all).
+    The roles of `subject` (if set) and of `groups` limit its scopes; so do `adapters` and `aliases` (empty: all).
     `previous_sha256` is the secret before the last rotation, valid until `previous_until`.
     """
 
@@ -26,18 +26,23 @@ class TokenRow(CreatedColumns, table=True):
     last_used_at: datetime | None = Field(default=None, sa_type=UtcTime)
     subject: str = ""
     adapters: list[str] = Field(default_factory=list, sa_type=JSON)
+    aliases: list[str] = Field(default_factory=list, sa_type=JSON)
     groups: list[str] = Field(default_factory=list, sa_type=JSON)
     previous_sha256: str | None = Field(default=None, index=True)
     previous_until: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
 class RoleRow(SQLModel, table=True):
-    """The role of a subject in a namespace. Subject `*`: everyone with a token; namespace `*`: all of them."""
+    """A role of a subject in a namespace. Subject `*`: everyone with a token; namespace `*`: all of them.
+
+    `aliases`: the only ones that the role moves; empty for those that the role itself gives.
+    """
 
     __tablename__ = "namespace_role"
     namespace: str = Field(primary_key=True)
     subject: str = Field(primary_key=True, index=True)
-    role: str
+    role: str = Field(primary_key=True)
+    aliases: list[str] = Field(default_factory=list, sa_type=JSON)
     granted_at: datetime = Field(sa_type=UtcTime)
     granted_by: str
 

@@ -10,7 +10,10 @@ from registry.server.database.models.columns import CreatedColumns, UtcTime
 
 
 class PublisherRow(CreatedColumns, table=True):
-    """A trusted publisher: the issuer and claims of identity tokens that may be exchanged for a push token."""
+    """A trusted publisher: the issuer and claims of identity tokens that may be exchanged for a push token.
+
+    The token moves `aliases`, too.
+    """
 
     __tablename__ = "publisher"
     id: str = Field(primary_key=True)
@@ -18,6 +21,7 @@ class PublisherRow(CreatedColumns, table=True):
     name: str
     issuer: str = Field(index=True)
     claims: dict[str, Any] = Field(sa_type=JSON)
+    aliases: list[str] = Field(default_factory=list, sa_type=JSON)
 
 
 class UsedAssertionRow(SQLModel, table=True):

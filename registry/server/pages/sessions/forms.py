@@ -21,10 +21,10 @@ FORM_BYTES = 16 * 2**10
 Shape = TypeVar("Shape")
 
 
-def may_change(visitor: Visitor, scope: Scope, name: AdapterName) -> bool:
+def may_change(visitor: Visitor, scope: Scope, name: AdapterName, alias: str = "") -> bool:
     """Return whether a page shows this visitor the forms that need this scope."""
     actor = visitor.actor
-    return bool(visitor.form_token) and not actor.superseded and actor.may(scope, name.namespace, name.name)
+    return bool(visitor.form_token) and not actor.superseded and actor.may(scope, name.namespace, name.name, alias)
 
 
 def read_fields(request: Request, visitor: Visitor) -> dict[str, str]:

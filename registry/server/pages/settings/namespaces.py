@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from registry import names
-from registry.api.access import NAMESPACE_RULES, NamespaceCreate, NamespaceSet
+from registry.api.access import NAMESPACE_RULES, NamespaceCreate, NamespaceSet, RoleGrant
 from registry.api.maintenance import RetentionSet
 from registry.durations import parse_duration
 from registry.errors import Invalid
@@ -63,6 +63,7 @@ def show_namespace_settings(
     retention = rules.show_rule(session, visitor.actor, namespace)
     return render(
         request, "settings_namespace.html", title=f"Settings of {namespace}", view=view, adapters=page, cursor=cursor,
+        members=[(subject, role) for subject, roles in (view.roles or {}).items() for role in roles],
         roles=list(Role), retention=retention, rules=NAMESPACE_RULES, may_administer=may_administer(visitor, namespace),
         may_set_limits=bool(visitor.form_token) and visitor.actor.may_everywhere(Scope.ADMIN),
     )  # fmt: skip
@@ -83,15 +84,17 @@ def change_namespace(request: Request, session: SessionDep, visitor: SignedInDep
 @router.post(SETTINGS + NAMESPACE + "/members")
 @limit_body(FORM_BYTES)
 def change_member(request: Request, session: SessionDep, visitor: SignedInDep, namespace: str) -> Response:
-    """Give a subject a role, which needs more than a session, or none."""
+    """Give a subject a role, which needs more than a session, or remove one."""
     fields = read_fields(request, visitor)
-    subject, role = fields.get("subject", "").strip(), fields.get("role", "")
-    if role:
+    subject = fields.get("subject", "").strip()
+    if "role" in fields:
         visitor.actor.require_in(Scope.ADMIN, namespace)
         confirm_identity(request, session, visitor, fields.get("token", ""))
-        namespaces.grant_role(session, visitor.actor, namespace, subject, role)
+        aliases = fields.get("aliases", "").replace(",", " ").split()
+        granted = to_request(RoleGrant, role=fields["role"], aliases=aliases)
+        namespaces.grant_role(session, visitor.actor, namespace, subject, granted)
     else:
-        namespaces.revoke_role(session, visitor.actor, namespace, subject)
+        namespaces.revoke_role(session, visitor.actor, namespace, subject, fields.get("remove", ""))
     return redirect(namespace_path(namespace) if may_administer(visitor, namespace) else SETTINGS)
 
 
