@@ -423,8 +423,8 @@ def _namespaces(call: Recorder, provider: Provider) -> None:
     call(registry.delete_publisher, "acme/support", publisher.id)
     call(registry.whoami)
     issued = call(registry.create_token, TokenCreate(name="ci", scopes=["pull"], namespaces=["acme"]))
-    scopes, aliases = ["promote", "push"], ["canary"]
-    call(registry.create_token, TokenCreate(name="ci of one", scopes=scopes, adapters=["acme/support"], aliases=aliases))
+    rights = {"scopes": ["promote", "push"], "adapters": ["acme/support"], "aliases": ["canary"]}
+    call(registry.create_token, TokenCreate(name="ci of one", **rights))
     call(registry.tokens)
     call(registry.rotate_token, issued.token.id)
     call.twice(registry.revoke_token, issued.token.id)

@@ -5,8 +5,8 @@
 Invariants
 - Every route of the application has a line. A column is an actor: nobody, a subject without a role, one in each role
   but auditor (`test_auditors.py` has those), a pusher who moves the alias `canary` alone (`mover`), and an
-  administrator of all. A cell is the status about an object in `acme` (where the roles are), in `globex` and nowhere; one status
-  where they are equal, or where the route is about no object.
+  administrator of all. A cell is the status about an object in `acme` (where the roles are), in `globex` and nowhere;
+  one status where they are equal, or where the route is about no object.
 - Nothing that one request changes may change the response to a later one: objects that go are made for each actor.
 """
 

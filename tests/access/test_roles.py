@@ -164,14 +164,14 @@ def test_a_right_for_single_aliases_moves_and_approves_these_and_gives_nothing_e
         client.promote("acme/support", "canary", "1", generation=2 * number)
         client.approve("acme/support@1", "canary")
         client.delete_alias("acme/support", "canary", generation=2 * number + 1)
-        for refused in (
-            lambda of=client: of.promote("acme/support", "prod", "1", generation=0),
-            lambda of=client: of.approve("acme/support@1", "prod"),
-            lambda of=client: of.yank("acme/support@1", "r"),
-            lambda of=client: of.set_gate("acme/support", "canary", Gate(approvals=0)),
-        ):
-            with pytest.raises(Denied):
-                refused()
+        with pytest.raises(Denied):
+            client.promote("acme/support", "prod", "1", generation=0)
+        with pytest.raises(Denied):
+            client.approve("acme/support@1", "prod")
+        with pytest.raises(Denied):
+            client.yank("acme/support@1", "r")
+        with pytest.raises(Denied):
+            client.set_gate("acme/support", "canary", Gate(approvals=0))
     with pytest.raises(Denied, match="no role that allows 'promote' of alias 'prod' in namespace 'acme'"):
         tenants.client("mover").promote("acme/support", "prod", "1", generation=0)
     for wrong in ({"scopes": ["push"]}, {"scopes": ["promote", "admin"]}, {"aliases": ["main"]}):

@@ -270,8 +270,8 @@ def test_a_missing_right_to_move_the_alias_is_reported_as_a_closed_gate(
     words = ("token", "create", "waits", "--scope", "push", "--namespace", "waits", "--json")
     at["ADAPTER_TOKEN"] = cli(*words, **at, ADAPTER_TOKEN=server["token"]).json["secret"]
     folder = samples.write(samples.lora(samples.llama(hidden=128)), cli.folder / "does-not-fit")
-    for words in ((), ("--wait",)):  # what failed is not tested, so there is nothing to wait for
-        result = cli("push", folder, "waits/a", *words, "--alias", "canary", "--json", expect=6, **at).json
+    for options in ([], ["--wait"]):  # what failed is not tested, so there is nothing to wait for
+        result = cli("push", folder, "waits/a", *options, "--alias", "canary", "--json", expect=6, **at).json
         assert (result["version"]["number"], bool(result["alias_refused"])) == (1, True)
     result = cli("push", cli.make_adapter("a"), "waits/a", "--alias", "canary", "--json", expect=6, **at).json
     assert "lacks the scope 'promote' of alias 'canary'" in result["alias_refused"]
