@@ -57,6 +57,7 @@ def add(name: str, source: str, identify: bool) -> None:
         output.line(output.faint(f"  read {output.size(bytes_read)}{weights} of weights: only the headers"))
 
     output.result(added, text)
+    session.note_embedded()
 
 
 @base.command("identify")

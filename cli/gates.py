@@ -56,7 +56,8 @@ def gate() -> None:
 @click.option("--soak-in", default="", metavar="ALIAS", help="Alias that must have pointed at it first.")
 @click.option("--soak", "soak_seconds", type=arguments.DURATION_OR_NONE, default="0s", metavar="TIME",
               help="How long --soak-in must have pointed at it: 12h, 7d …")  # fmt: skip
-@click.option("--signed-by", multiple=True, metavar="IDENTITY", help="Accepted signer (repeatable).")
+@click.option("--signed-by", multiple=True, type=arguments.SIGNER,
+              help="Accepted signer: an identity, or a file with a public key (repeatable).")  # fmt: skip
 def set_gate(
     scope: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
     approvers: tuple[str, ...], two_person: bool, soak_in: str, soak_seconds: int, signed_by: tuple[str, ...],

@@ -126,9 +126,12 @@ def push(
             pushed, late = _with_job(registry, pushed)
         if waits and late is None:
             pushed, late = _with_test(registry, pushed, None if timeout is None else started + timeout)
+        if not pushed.job_id:  # of a version that was here, and whose test may be queued
+            pushed = pushed.model_copy(update={"job_id": versions.open_test(registry, pushed.version)})
     if alias and (waits or (pushed.alias_refused and was_pending)):
         pushed, late = _with_alias(pushed, late, alias, message)
     output.result(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
+    session.note_embedded()
     if late is not None:  # the version is pushed: it is shown first
         raise late
     if pushed.alias_refused or (strict and waiting.failures(pushed.version.verdicts)):

@@ -11,11 +11,8 @@ from registry.adapters import module_grid
 from registry.adapters.module_grid import Grid
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, VersionView
-from registry.api.jobs import JobPage
 from registry.client import convert, registries
 from registry.client.aliases import Aliases
-from registry.client.core import Versions
-from registry.client.transport.responses import parse_response
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref
@@ -45,7 +42,7 @@ def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool, answers:
         aliases = registry.aliases(ref.name).items
         described = registry.adapter(ref.name)
         norms = _norms_of(registry, version) if needs_norms else None
-        job_id = _open_test(registry, version)
+        job_id = versions.open_test(registry, version)
     if plot is not None and norms is not None:
         heatmap.write(plot, _norm_map(f"{version.name}@{version.number}", norms))
     output.result(
@@ -102,16 +99,6 @@ def _newest_report(registry: Any, version: VersionView) -> Any:
     """The report of the newest smoke test, if there is one."""
     reports = [verdict.report for verdict in version.verdicts if verdict.check is Check.SMOKE and verdict.report]
     return registry.report(Ref(AdapterName.parse(version.name), version.digest), reports[-1]) if reports else None
-
-
-def _open_test(registry: Versions, version: VersionView) -> str:
-    """The id of the job that will test the version, if there is one."""
-    if not output.is_text() or any(v.check is Check.SMOKE for v in version.verdicts):
-        return ""
-    query = {"kind": "smoke-test", "ref": f"{version.name}@{version.digest}", "limit": 1}
-    response = registry.connection.send("GET", "/jobs", query=query)
-    jobs = parse_response(response, JobPage).items
-    return next((job.id for job in jobs if job.finished_at is None), "")
 
 
 def _print_version(

@@ -25,14 +25,15 @@ from registry.names import Ref
 from registry.tlog.notes import Verifier
 
 from .console import arguments, output, session
+from .console.arguments import KEY_FILE_LIMIT_BYTES
 
 _EXISTING = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
 @click.argument("ref", type=arguments.REF, required=False)
-@click.option("--signed-by", multiple=True, metavar="KEY",
-              help="Require a signature of this identity, such as key:… (repeatable).")  # fmt: skip
+@click.option("--signed-by", multiple=True, type=arguments.SIGNER,
+              help="Require a signature of this identity, or of this public key in a file (repeatable).")  # fmt: skip
 @click.option("--trusted-roots", type=_EXISTING, envvar="ADAPTER_TRUSTED_ROOTS",
               help="Trusted roots of certificates: PEM, Sigstore's trusted_root.json, or a folder.")  # fmt: skip
 @click.option("--out", "save", type=click.Path(path_type=Path, dir_okay=False), help="Write all evidence to this file.")
@@ -43,7 +44,9 @@ def verify(
     ref: Ref | None, signed_by: tuple[str, ...], trusted_roots: Path | None, save: Path | None, offline: Path | None,
     folder: Path | None, keys: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Verify the bytes, manifest, attestations, signatures and log entry of a version. Exits 70 on a mismatch.
+    """Verify the bytes, manifest, attestations, signatures and log entry of a version.
+
+    Exits 70 on a mismatch, and 6 if one of --signed-by has not signed it.
 
     It shows who pushed and who signed, not that an adapter is safe. Log keys are those this machine remembers from
     its first contact.
@@ -71,7 +74,7 @@ def verify(
     )  # fmt: skip
     output.result(result.document(), lambda: _print(result))
     if not result.ok:
-        output.exit_with(output.CORRUPT)
+        output.exit_with(output.REFUSED if result.is_right else output.CORRUPT)
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,14 @@ class _Result:
         return all(file.ok for file in self.files)
 
     @property
-    def ok(self) -> bool:
+    def is_right(self) -> bool:
+        """Whether nothing contradicts what is there, though a signature that is asked for may be missing."""
         signed = all(item.ok or item.unverified for item in self.examined.signed)
-        return self.intact and signed and not self.missing and not self.examined.problem
+        return self.intact and signed and not self.examined.problem
+
+    @property
+    def ok(self) -> bool:
+        return self.is_right and not self.missing
 
     def document(self) -> dict[str, Any]:
         return {
@@ -157,7 +165,7 @@ def _print(result: _Result) -> None:
         label = f"signature  {item.problem}" if item.unverified else f"{item.kind}  {item.who or item.identity}"
         output.line(f"  {state}  {label}  {output.faint(_remark(item))}")
     for identity in result.missing:
-        output.line(f"  {failed}  signature  {identity}  {output.faint('missing')}")
+        output.line(f"  {output.styled('missing', 'red', 'bold')}  signature  {identity}")
     if result.examined.problem:
         output.line(f"  {failed}  audit log  {result.examined.problem}")
     elif result.examined.seq is not None:
@@ -178,7 +186,6 @@ def _remark(item: Signed) -> str:
     return item.statement or item.problem
 
 
-KEY_FILE_LIMIT_BYTES = 512 * 2**10
 _FILE = click.Path(path_type=Path)
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from registry import names
+from registry import lazy, names
 from registry.durations import parse_duration
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
@@ -20,6 +21,7 @@ from registry.names import AdapterName, Ref
 from .options import DESTRUCTIVE
 
 Value = TypeVar("Value")
+KEY_FILE_LIMIT_BYTES = 512 * 2**10
 _SIZE = re.compile(r"([0-9]{1,19})(?:([kKMGT])(i?)B)?")
 
 
@@ -65,6 +67,21 @@ def parse_size(text: str) -> int:
     return int(match[1]) * int((1024 if match[3] else 1000) ** ("KMGT".index(match[2].upper()) + 1 if match[2] else 0))
 
 
+def parse_signer(text: str) -> str:
+    """The identity of a signer, or that of the public key in a file. `Invalid` (SIGNATURE_INVALID)."""
+    path = Path(text)
+    if path.is_file():
+        with path.open("rb") as file:
+            key = lazy.load("registry.attestations.keys:PublicKey").parse(file.read(KEY_FILE_LIMIT_BYTES))
+        return str(key.identity)
+    if ":" not in text and "@" not in text:
+        message = (
+            f"{text[:80]!r} is neither a file with a public key nor an identity, such as key:5f0c… or ci@example.org"
+        )
+        raise Invalid("SIGNATURE_INVALID", message, next_step="`adapter verify REF` shows who has signed a version")
+    return text
+
+
 REF = ParsedArgument("ref", Ref.parse)
 SUBJECT = ParsedArgument("subject", parse_subject)
 """An adapter, or with @ or : one of its versions."""
@@ -72,6 +89,7 @@ DELETABLE = ParsedArgument("name", parse_subject, {":": "an alias, which may mov
 NAME = ParsedArgument("name", AdapterName.parse, {"@": "a version", ":": "an alias"})
 NAMESPACE = ParsedArgument("namespace", names.namespace)
 SIZE = ParsedArgument("size", parse_size)
+SIGNER = ParsedArgument("identity|file", parse_signer)
 DURATION = ParsedArgument("time", parse_duration)
 """Seconds, from `90s`, `12h` or `7d`."""
 DURATION_OR_NONE = ParsedArgument("time", partial(parse_duration, least=0))

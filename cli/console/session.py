@@ -42,6 +42,12 @@ def about_embedded() -> str:
     return "" if registries.target().is_set else "This is the embedded registry, because no other is set. "
 
 
+def note_embedded() -> None:
+    """Say where something was stored, to whoever may have meant a registry elsewhere."""
+    if text := about_embedded():
+        output.note(f"{text}`adapter login URL` sets one, `adapter login embedded` keeps this one.")
+
+
 def has_embedded() -> bool:
     """Whether the embedded registry was used before: asking it would create it."""
     return "REGISTRY_DATABASE_URL" in os.environ or (data_folder() / "registry.db").exists()

@@ -11,7 +11,10 @@ from typing import Any
 from registry import finding_catalog
 from registry.adapters import methods
 from registry.api.catalog import AdapterView, ServedOn, VersionView
+from registry.api.jobs import JobPage
 from registry.client import registries
+from registry.client.core import Versions
+from registry.client.transport.responses import parse_response
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.findings import Finding
 
@@ -192,3 +195,13 @@ def finding_line(finding: Finding) -> str:
     if not finding.location or finding.location in finding.message:
         return finding.message
     return f"{finding.location}: {finding.message}"
+
+
+def open_test(registry: Versions, version: VersionView) -> str:
+    """The id of the job that will test the version, if there is one."""
+    if not output.is_text() or any(v.check is Check.SMOKE for v in version.verdicts):
+        return ""
+    query = {"kind": "smoke-test", "ref": f"{version.name}@{version.digest}", "limit": 1}
+    response = registry.connection.send("GET", "/jobs", query=query)
+    jobs = parse_response(response, JobPage).items
+    return next((job.id for job in jobs if job.finished_at is None), "")

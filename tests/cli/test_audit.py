@@ -210,7 +210,15 @@ def test_verify_shows_pusher_signer_and_log_entry(cli: CommandRunner, tmp_path: 
     assert f"signature  {identity}" in text
     assert "records this push" in text
     assert " safe" not in text
-    assert cli("verify", "acme/support", "--signed-by", "key:0", "--json", expect=70).json["missing"] == ["key:0"]
+    assert cli("verify", "acme/support", "--signed-by", "key:0", "--json", expect=6).json["missing"] == ["key:0"]
+    path.with_suffix(".pub").write_bytes(
+        created.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    )
+    cli("verify", "acme/support", "--signed-by", path.with_suffix(".pub"))
+    cli("gate", "set", "acme/support", "canary", "--signed-by", path.with_suffix(".pub"))
+    assert f"signed by {identity}" in cli("gate", "show", "acme/support", "canary").stdout
+    mistaken = cli("gate", "set", "acme/support", "canary", "--signed-by", "id_absent.pub", expect=2)
+    assert "neither a file with a public key nor an identity" in mistaken.stderr
     cli("sign", "acme/support", expect=2)
     cli("sign", "acme/support", "--signing-key", tmp_path / "absent", expect=2)
 
@@ -230,7 +238,7 @@ def test_a_bundle_is_verified_offline(cli: CommandRunner, tmp_path: Path) -> Non
     assert {line["kind"] for line in result["signatures"]} == {"push", "verdict", "signature"}
     assert "the log's keys came with the file" in cli(*offline, ADAPTER_REGISTRY=away).stdout
     assert "no file was read" in cli("verify", "--offline", saved, "--log-key", key, ADAPTER_REGISTRY=away).stdout
-    cli(*offline, "--log-key", key, "--signed-by", "key:another", expect=70, ADAPTER_REGISTRY=away)
+    cli(*offline, "--log-key", key, "--signed-by", "key:another", expect=6, ADAPTER_REGISTRY=away)
     document = json.loads(saved.read_text())
     public = PrivateKey.of_seed(b"\1" * 32).public.key
     assert isinstance(public, Ed25519PublicKey)

@@ -31,7 +31,6 @@ TWO_KINDS = {
     "--into": "a conversion makes a version, never a folder",
     "--method": "a method of merging, and a method of PEFT",
     "--provenance": "push-all names a file in each folder",
-    "--signed-by": "a gate takes identities, verify also files of keys",
     "--state": "jobs and deliveries have other states",
 }
 """Options whose value is not of one kind in all commands, and why."""
