@@ -54,7 +54,7 @@ EXPORTED: dict[str, Callable[[VersionView, Lineage], dict[str, Any]]] = {
 def lineage(
     ref: Ref | None, dataset: str, base: str, down: bool, form: str | None, key: Path | None, out: Path | None
 ) -> None:
-    """Show the ancestors of a version, base or data set, or with --down its descendants.
+    """Show the ancestors of a version, or with --down its descendants, and those of a base or data set.
 
     Pass one of REF, --base or --dataset. What you may not see is left out.
     """
@@ -65,7 +65,7 @@ def lineage(
     if key is not None and form != "slsa":
         raise click.UsageError("--signing-key signs an export: --as slsa")
     signer = verify.private_key(key) if key is not None else None
-    down = down or bool(dataset)
+    down = down or ref is None  # a base and a data set are only what others were made from
     with session.registry() as registry:
         graph = (
             registry.lineage(ref, down=down)

@@ -42,6 +42,7 @@ REMOVED: dict[str, str] = {
         ONE_WORD,
     ),
     "argument adapter history NAME": "it is NAME|NAMESPACE now",
+    "argument adapter job cancel ID": "it takes several: ID...",
     "route POST /{namespace}/{name}/info/lfs/objects/complete": "large files of Hub clients come through the server",
     "setting REGISTRY_CONNECTIONS_PER_ADDRESS": "a proxy limits addresses; a process limits connections by its files",
     "setting REGISTRY_HUB_UPSTREAM": "a rule of the proxy forwards what is on the Hub (docs/hub.md)",

@@ -210,7 +210,7 @@ NOTES = {
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(list(NOTES)))
+@click.argument("shell", type=click.Choice(list(NOTES)), default=lambda: Path(os.environ.get("SHELL", "")).name)
 @click.option("--install", is_flag=True, help="Write it to where the shell reads it.")
 def completion(shell: str, install: bool) -> None:
     """Print or install the completion of commands, options, refs, bases and aliases.

@@ -75,8 +75,10 @@ def test_a_job_is_submitted_shown_and_cancelled(cli: CommandRunner) -> None:
     assert cli("smoke-test", "acme/support", "--wait-timeout", "0s", "--json", expect=75).problem["code"] == "TRY_LATER"
     assert job["id"] in cli("job", "list").stdout
     assert "smoke-test acme/support@1 on tiny-llama" in cli("job", "show", job["id"]).stdout
-    assert cli("job", "cancel", job["id"], "--json").json["state"] == "cancelled"
-    assert cli("job", "cancel", job["id"], "--json").json["state"] == "cancelled"
+    for ids in ([job["id"]], [job["id"], job["id"]]):
+        assert [item["state"] for item in cli("job", "cancel", *ids, "--json").json["items"]] == ["cancelled"] * len(
+            ids
+        )
     assert cli("job", "show", "job_none", "--json", expect=4).problem["code"] == "JOB_UNKNOWN"
 
 
