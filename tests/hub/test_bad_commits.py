@@ -123,3 +123,10 @@ def test_nothing_in_a_body_is_taken_for_another_kind(
     pusher.create()
     response = pusher.send(method, path, json=body | {"unknownToUs": True})
     assert (response.status_code, problem in response.headers["x-error-message"]) == (400, True), response.text
+
+
+@pytest.mark.parametrize("public", [{"private": False}, {"visibility": "public"}])
+def test_a_repository_that_cannot_be_public_says_so(pusher: Pusher, public: dict[str, Any]) -> None:
+    """Older clients ask for it by `private`, newer ones by `visibility`."""
+    response = pusher.send("POST", "/api/repos/create", json={"name": "acme/shown"} | public)
+    assert (response.status_code, "acme/shown is private" in response.headers["x-hf-warning"]) == (200, True)

@@ -71,7 +71,7 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
         message = f"there is an adapter '{name}' already"
         return JSONResponse(created | {"error": message}, 409, {"X-Error-Message": message})
     response = JSONResponse(created)
-    if fields.private is False and name.namespace not in actor.public:
+    if fields.wants_public and name.namespace not in actor.public:
         text = f"{name} is private, because its namespace is: `adapter namespace set {name.namespace} --public`"
         protocol.add_warning(response, f"visibility of {name}", text)
     return response
