@@ -78,6 +78,8 @@ TABLE = [
     _row("registry.server.http.request_metrics", "server", "prometheus_client"),
     _row("registry.server.http.metrics", "domain server", "prometheus_client sqlalchemy sqlmodel"),
     _row("registry.server.pages.sessions", "domain server", "fastapi sqlalchemy sqlmodel"),
+    _row("registry.server.pages.sessions.inner_requests", "domain server", "fastapi starlette"),
+    _row("registry.server.pages.sessions.sent_forms", "domain server", "fastapi markupsafe"),
     _row("registry.server.pages.sessions.authorization_code", "domain server", "authlib"),
     _row("registry.server.access.outgoing", "domain server", "urllib3"),
     _row("registry.server.http.request_log", "domain server", "starlette"),

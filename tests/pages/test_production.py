@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 from urllib.parse import quote
 
+import httpx
 import pytest
 
 from registry.api.access import NamespaceSet
@@ -115,8 +116,8 @@ def test_a_closed_gate_and_an_old_page_move_nothing(filled: Harness, signed_in: 
     before = generation(filled)
     closed = signed_in.submit(f"{PAGE}?version=3", f"{PAGE}/promote")
     assert closed.status_code == 422
-    assert "gate.smoke_absent" not in closed.text, "findings are shown with their words"
-    assert "no verdict for the check" in closed.text
+    assert "gate.smoke_absent" not in alert_of(closed), "findings are shown with their words"
+    assert "no verdict for the check" in alert_of(closed)
     old = signed_in.submit(f"{PAGE}?version=2", f"{PAGE}/promote", generation=str(before - 1))
     assert old.status_code == 412
     assert signed_in.submit(f"{PAGE}?version=2", f"{PAGE}/promote", generation="x").status_code == 400
@@ -311,23 +312,40 @@ def test_a_namespace_says_what_the_newest_version_lacks_for_its_aliases(filled: 
     filled.admin.change_namespace("acme", NamespaceSet(public=False))
 
 
-def test_the_error_of_a_form_leads_back_to_its_page_and_names_what_the_page_has(
-    filled: Harness, signed_in: Browser
-) -> None:
+def alert_of(response: httpx.Response) -> str:
+    """What the page says is wrong with a form."""
+    match = re.search(r'role="alert">(.*?)</(?:div|span)>', response.text, re.DOTALL)
+    return html.unescape(match[1]) if match else ""
+
+
+def test_a_form_comes_back_filled_in_with_what_was_wrong(filled: Harness, signed_in: Browser) -> None:
     page = "/adapters/acme/shop/aliases/reviewed"
     filled.admin.set_gate("acme/shop", "reviewed", Gate(approvals=1))
     step = "Ask someone else who may promote to approve the version with the form"
-    assert f"{step} below." in signed_in.get(f"{page}?version=2").text
-    for referer, link in (
-        (f"{URL}{page}?version=2", f'href="{page}?version=2">Back to the form'),
-        ("", ""), ("https://evil.example/adapters", ""), (f"{URL}//evil.example/", 'href="/">Back'), ("http://[", ""),
-    ):  # fmt: skip
-        response = signed_in.submit(f"{page}?version=2", f"{page}/promote", headers={"Referer": referer})
-        assert response.status_code == 422
-        assert link in response.text
-        assert bool(link) == ("Back to the form" in response.text), referer
-        assert f"{step} on the page of the alias." in response.text
-        assert "adapter approve" not in response.text
+    response = signed_in.submit(f"{page}?version=2", f"{page}/promote", reason='the "new" <one>')
+    assert response.status_code == 422
+    assert step in alert_of(response)
+    assert 'value="the &#34;new&#34; &lt;one&gt;"' in response.text
+    hidden = {"page_of_form": f"{page}?version=2", "generation": "0", "version": "2", "reason": "again"}
+    hidden["form_token"] = response.text.partition('name="form_token" value="')[2].partition('"')[0]
+    headers = {"Origin": URL, "Referer": f"{URL}{page}/promote"}
+    again = signed_in.post(f"{page}/promote", data=hidden, headers=headers)
+    assert (step in alert_of(again), 'value="again"' in again.text) == (True, True), "the address is that of the form"
+    for wrong in ("https://evil.example/", "//evil.example/", "/nowhere"):
+        fields = {"page_of_form": wrong, "form_token": hidden["form_token"], "name": "A B"}
+        response = signed_in.post("/settings/namespaces", data=fields, headers=headers)
+        assert (response.status_code, "evil" in response.text) == (422, False), wrong
+
+
+def test_a_conflict_says_who_moved_the_alias_and_offers_the_move_anyway(filled: Harness, signed_in: Browser) -> None:
+    page = "/adapters/acme/shop/aliases/contended"
+    filled.admin.promote("acme/shop", "contended", "1", generation=0)
+    filled.actor("promote", namespaces=["acme"], name="bob").promote("acme/shop", "contended", "2", generation=1)
+    refused = signed_in.submit(f"{page}?version=1", f"{page}/promote", generation="1", reason="mine")
+    assert refused.status_code == 412
+    assert re.match(r"<b>Token:bob moved alias 'contended' of 'acme/shop' to version 2, \d+ s ago", alert_of(refused))
+    assert "Point contended at version 1 anyway</button>" in refused.text
+    assert 'name="generation" value="2"' in refused.text
 
 
 def test_the_link_of_serve_is_told_how_to_pass_a_closed_gate(filled: Harness, browser: Browser) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 import time
+import zlib
 from datetime import timedelta
+from urllib.parse import quote
 
 import pytest
 
@@ -251,3 +254,35 @@ def test_garbage_collection_deletes_ended_sessions(database_url: str) -> None:
                 row.expires_at = db.now() - timedelta(seconds=page_sessions.SESSION_SECONDS)
                 session.add(row)
         assert harness.admin.collect(GcRequest()).sessions_deleted == 1
+
+
+def test_a_form_of_an_ended_session_waits_until_its_person_has_signed_in(registry: Harness, browser: Browser) -> None:
+    registry.push("acme/waiting")
+    page = "/adapters/acme/waiting/aliases/prod?version=1"
+    promote = "/adapters/acme/waiting/aliases/prod/promote"
+    browser.sign_in(registry.secret)
+    session = browser.cookies["adapter-session"]
+    token = re.search(r'name="form_token" value="([^"]+)"', browser.get(page).text)
+    assert token is not None
+    browser.submit("/", "/sign-out")
+    browser.cookies.set("adapter-session", session, domain="registry.test")
+    sent = {"form_token": token[1], "generation": "0", "version": "1", "reason": 'so "we" decided', "token": "lra_x"}
+    assert "adapter-waiting-form" not in browser.post(promote, data=sent, headers={"Referer": URL + page}).cookies
+    elsewhere = browser.post(promote, data=sent, headers={"Referer": URL + page, "Origin": "https://evil.example"})
+    assert "adapter-waiting-form" not in elsewhere.cookies, "another site lets nothing wait"
+    refused = browser.post(promote, data=sent, headers={"Referer": URL + page, "Origin": URL})
+    assert refused.status_code == 404, "as for who may not see it"
+    assert f"/sign-in?next={quote(page)}" in refused.text
+    kept = refused.cookies["adapter-waiting-form"]
+    assert b"lra_x" not in zlib.decompress(base64.urlsafe_b64decode(kept.partition(".")[0])), "no secret waits"
+    assert "you were signed out" in refused.text.lower()
+    assert browser.sign_in(registry.secret, next=page).headers["location"] == page
+    browser.cookies.set("adapter-waiting-form", "x" + kept, domain="registry.test")
+    assert "so &#34;we&#34; decided" not in browser.get(page).text, "it is not signed"
+    browser.cookies.set("adapter-waiting-form", kept, domain="registry.test")
+    assert "so &#34;we&#34; decided" not in browser.get("/").text
+    filled = browser.get(page)
+    assert 'value="so &#34;we&#34; decided"' in filled.text
+    assert "It has changed nothing yet" in filled.text
+    assert registry.admin.version("acme/waiting@1").aliases == ["main"]
+    assert "so &#34;we&#34; decided" not in browser.get(page).text, "once"

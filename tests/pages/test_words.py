@@ -8,6 +8,8 @@ import re
 import pytest
 
 from registry.server.catalog.search import adapters, candidates
+from registry.server.pages import ROUTERS
+from registry.server.pages.rendering import DONE, PageRoute
 from tests.harness import Harness
 from tests.pages.conftest import Browser
 
@@ -79,3 +81,14 @@ def test_a_page_shows_few_combining_marks_a_character(registry: Harness, signed_
     page = signed_in.get("/adapters/acme/marks/aliases/trial").text
     assert f"Z{stack}Y\u0301\u0301" in page
     assert stack + stack[0] not in page
+
+
+def test_every_form_that_leads_to_a_page_says_there_what_it_did() -> None:
+    answer_themselves = {"create_token", "create_own_token", "rotate_token", "create_webhook", "sign_in", "sign_out"}
+    forms = {
+        route.name
+        for router in ROUTERS
+        for route in router.routes
+        if isinstance(route, PageRoute) and "POST" in (route.methods or ())
+    }
+    assert forms == set(DONE) | answer_themselves

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import Query, Request, Response
 from sqlmodel import Session
@@ -26,7 +27,7 @@ from registry.server.http.request_body import limit_body
 from registry.server.outcomes import only
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
 from registry.server.pages.sessions.forms import FORM_BYTES, confirm_identity, may_change, read_fields, to_request
-from registry.server.pages.sessions.visitors import VisitorDep
+from registry.server.pages.sessions.visitors import Visitor, VisitorDep
 from registry.server.promotion import alias_deletion, aliases, approvals, gates, moves
 from registry.server.promotion.approvals import NewApproval
 from registry.server.promotion.move_decisions import Move
@@ -177,7 +178,7 @@ def build_timeline(moves: Sequence[AliasMove], current: AliasMove | None) -> lis
 @limit_body(FORM_BYTES)
 def approve_version(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
     """Approve the version that the page has shown, for this alias."""
-    fields = read_fields(request, visitor)
+    fields = _read_choice(request, visitor, name, alias)
     visitor.actor.require(Scope.PROMOTE, name, alias)
     approval = to_request(ApproveRequest, alias=alias, comment=fields.get("comment", ""))
     number = names.selector(fields.get("version", ""))
@@ -192,7 +193,7 @@ def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, na
 
     An owner passes a closed gate (`break_glass`) after pasting a token again: a session alone is not enough.
     """
-    fields = read_fields(request, visitor)
+    fields = _read_choice(request, visitor, name, alias)
     visitor.actor.require(Scope.PROMOTE, name, alias)
     breaks_glass = "break_glass" in fields
     move = to_request(PromoteRequest, version=fields.get("version", ""), reason=fields.get("reason", ""))
@@ -226,6 +227,14 @@ def delete_alias(request: Request, session: SessionDep, visitor: VisitorDep, nam
     reason = to_request(RollbackRequest, reason=fields.get("reason", "")).reason
     alias_deletion.delete_alias(session, visitor.actor, name, names.alias(alias), _generation(fields), reason=reason)
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
+
+
+def _read_choice(request: Request, visitor: Visitor, name: AdapterName, alias: str) -> dict[str, str]:
+    """The fields of a form about one version. After an error it comes back for that version, not for a newer one."""
+    fields = read_fields(request, visitor)
+    path = adapter_path(str(name), rest=f"aliases/{alias}")
+    request.state.page_of_form = f"{path}?{urlencode({'version': fields.get('version', '')})}"
+    return fields
 
 
 def _generation(fields: dict[str, str]) -> int:

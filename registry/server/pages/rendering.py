@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -30,7 +30,9 @@ from registry.server.database import db
 from registry.server.http import routing
 from registry.server.http.dependencies import NO_TOKEN
 from registry.server.http.services import services_of
-from registry.server.pages.sessions.visitors import Visitor, find_visitor, local_path
+from registry.server.pages.sessions import sent_forms, visitors
+from registry.server.pages.sessions.inner_requests import PageInstead
+from registry.server.pages.sessions.visitors import Visitor, find_visitor
 
 FOLDER = Path(__file__).parent
 MARKS_LIMIT = 6
@@ -55,6 +57,26 @@ NAVIGATION = (
     ("/audit", "Audit"), ("/settings", "Settings"), ("/status", "Status"),
 )  # fmt: skip
 """The links at the top of every page. Before signing in there is only the first one."""
+OUTCOME, OUTCOME_SECONDS = "adapter-outcome", 60
+"""The cookie that names the form which has just succeeded, for the page that comes next."""
+DONE = {
+    "approve_version": "The version is approved.",
+    "promote_alias": "The alias points at this version now.",
+    "rollback_alias": "The alias is rolled back.",
+    "delete_alias": "The alias is deleted.",
+    "change_version": "The version is changed.",
+    "cancel_job": "The job is cancelled.",
+    "create_namespace": "The namespace is created.",
+    "change_namespace": "The namespace is changed.",
+    "change_member": "The members are changed.",
+    "change_retention": "The retention rule is changed.",
+    "add_publisher": "The publisher is trusted now.",
+    "delete_publisher": "The publisher is deleted.",
+    "revoke_token": "The token is revoked.",
+    "delete_webhook": "The webhook is deleted.",
+    "retry_delivery": "The message is sent again.",
+}
+"""The name of the route of a form → what the next page says of it."""
 _ASSET_TYPES = {
     "style.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml", "live.js": "text/javascript; charset=utf-8",
 }  # fmt: skip
@@ -63,6 +85,18 @@ _ASSET_TYPES = {
 class PageRoute(routing.SingleThreadRoute):
     """The class of all routes of pages: an error is a page, too."""
 
+    async def _respond(self, handle: routing.Handler, request: Request) -> Response:
+        """Handle a request. A form that is refused is remembered while its body is there."""
+        try:
+            response = await super()._respond(handle, request)
+        except RegistryError:
+            if request.method == "POST" and not self.path.startswith("/sign-"):
+                request.state.sent_form = sent_forms.read_sent(request)
+            raise
+        if response.status_code == 303 and self.name in DONE:
+            visitors.set_cookie(request, response, OUTCOME, self.name, OUTCOME_SECONDS)
+        return response
+
     def error_response(self, request: Request, error: RegistryError, status: int) -> Response:
         """Return the page for an error. Who deleted a version, and why, is shown after signing in."""
         visitor: Visitor | None = getattr(request.state, "visitor", None)
@@ -70,7 +104,13 @@ class PageRoute(routing.SingleThreadRoute):
             error = NotFound(error.code, "this version was deleted")
         if status == 405:  # as after the address of a form was opened: no dependency has run
             return render_unknown(request, error, status)
-        return _render_error(request, error, status)
+        form: sent_forms.SentForm | None = getattr(request.state, "sent_form", None)
+        if form is None:
+            return _render_error(request, error, status)
+        if visitor is None or not visitor.signed_in:
+            return _render_signed_out(request, status, form)
+        error_page = _render_error(request, error, status)
+        return PageInstead(request, error_page, form.page, partial(_show_again, form, error))
 
 
 def render_unknown(request: Request, error: RegistryError, status: int) -> Response:
@@ -81,18 +121,29 @@ def render_unknown(request: Request, error: RegistryError, status: int) -> Respo
 
 
 def _render_error(request: Request, error: RegistryError, status: int) -> Response:
-    back = _page_of_form(request)
+    back = sent_forms.page_of_form(request)
     return render(request, "error.html", status, title=error.TITLE, error=error, status=status, back=back)
 
 
-def _page_of_form(request: Request) -> str:
-    """The page from which a form was sent; empty for other requests, or if the browser does not say."""
-    try:
-        parts = urlsplit(request.headers.get("referer", "") if request.method == "POST" else "")
-    except ValueError:
-        return ""
-    path = parts.path + (f"?{parts.query}" if parts.query else "")
-    return local_path(path) if parts.netloc and parts.netloc == request.headers.get("host") else ""
+def _show_again(form: sent_forms.SentForm, error: RegistryError, html: str) -> str:
+    """The page that sent a form, with what was wrong with it."""
+    name, _, rest = error.detail.partition(": ")
+    is_of_field = bool(rest) and name in form.fields
+    problem = _macro("problem_text")(error, rest if is_of_field else error.detail)
+    button = "anyway" if error.code == "ALIAS_MOVED" else ""
+    return sent_forms.fill_in(html, form, problem, name if is_of_field else "", button=button)
+
+
+def _macro(name: str) -> Any:
+    return getattr(_ENVIRONMENT.get_template("macros.html").module, name)
+
+
+def _render_signed_out(request: Request, status: int, form: sent_forms.SentForm) -> Response:
+    cookie = sent_forms.pack(request, form)
+    page = render(request, "signed_out.html", status, title="Signed out", is_kept=bool(cookie), page=form.page)
+    if cookie:
+        visitors.set_cookie(request, page, sent_forms.WAITING_FORM, cookie, sent_forms.WAIT_SECONDS)
+    return page
 
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=[NO_TOKEN])
@@ -308,10 +359,20 @@ def render(request: Request, template: str, status: int = 200, /, *, is_live: bo
     """
     visitor: Visitor | None = getattr(request.state, "visitor", None)
     query = f"?{request.url.query}" if request.url.query else ""
-    address = _page_of_form(request) or request.url.path + query
-    html = _ENVIRONMENT.get_template(template).render(visitor=visitor, address=address, is_live=is_live, **values)
+    address = sent_forms.page_of_form(request) or request.url.path + query
+    is_shown = request.method == "GET" and status == 200
+    done = DONE.get(visitors.read_cookie(request, OUTCOME), "") if is_shown else ""
+    html = _ENVIRONMENT.get_template(template).render(
+        visitor=visitor, address=address, is_live=is_live, done=done, **values
+    )
+    form = sent_forms.find_kept(request, address) if is_shown and visitor and visitor.signed_in else None
+    if form is not None:
+        html = sent_forms.fill_in(html, form, _macro("kept_text")(), kind="warn")
     headers = SECURITY_HEADERS | PRIVATE | (LIVE_POLICY if is_live else {})
-    return Response(html, status, headers, media_type="text/html; charset=utf-8")
+    response = Response(html, status, headers, media_type="text/html; charset=utf-8")
+    for cookie in [name for name, is_used in ((OUTCOME, done), (sent_forms.WAITING_FORM, form)) if is_used]:
+        visitors.set_cookie(request, response, cookie, "")
+    return response
 
 
 def redirect(path: str) -> Response:

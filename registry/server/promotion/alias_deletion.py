@@ -22,7 +22,7 @@ from registry.server.database import db
 from registry.server.database.models import AliasMoveRow, AliasRow, VersionRow
 from registry.server.promotion import deletion
 from registry.server.promotion.aliases import unknown_alias
-from registry.server.promotion.move_decisions import moved_error
+from registry.server.promotion.move_decisions import AliasState, moved_error
 from registry.server.promotion.moves import next_time
 from registry.server.serving import reports
 
@@ -44,7 +44,8 @@ def delete_alias(
     if row is None:
         raise unknown_alias(name, alias)
     if row.generation != generation:
-        raise moved_error(name, alias, generation, row.generation)
+        now = AliasState(row.generation, moved_at=row.moved_at, moved_by=row.moved_by)
+        raise moved_error(name, alias, generation, now)
     deletion.require_reason(force, reason)
     if not force:
         _require_unused(session, name, alias)

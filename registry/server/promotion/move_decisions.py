@@ -13,6 +13,7 @@ from typing import Any
 from registry import names
 from registry.api.aliases import MovedAlias
 from registry.digest import Digest
+from registry.durations import relative
 from registry.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from registry.evaluation.gates import Evidence, Gate
 from registry.evaluation.verdicts import WEIGHTS_PENDING
@@ -146,7 +147,7 @@ def decide(actor: Actor, facts: MoveFacts) -> MoveDecision:
     version = facts.version if move.to is not None else _find_previous(facts)
     availability.require_available(move.name, version)
     if not before.is_expected(move.expected_generation):
-        raise moved_error(move.name, move.alias, move.expected_generation or 0, before.generation)
+        raise moved_error(move.name, move.alias, move.expected_generation or 0, before)
     if is_return(move, version, facts.past):
         generation = max((row.generation for row in facts.past if row.to_version_id == version.id), default=0)
         evidence = [{"check": aliases.ROLLBACK, "generation": generation}]
@@ -188,10 +189,13 @@ def _closed_gate(facts: MoveFacts, missing: Sequence[Finding], next_step: NextSt
     return Refused("GATE_CLOSED", detail, findings=missing, next_step=next_step or "")
 
 
-def moved_error(name: AdapterName, alias: str, expected: int, actual: int) -> Conflict:
+def moved_error(name: AdapterName, alias: str, expected: int, now: AliasState) -> Conflict:
     """The error for an alias that is at another generation than the client has seen."""
+    who = f"{now.moved_by or 'someone'} moved alias '{alias}' of '{name}'"
+    to = f" to version {now.number}" if now.number else ""
+    when = f", {relative(now.moved_at)}" if now.moved_at != LONG_AGO else ""
     return Conflict(
         "ALIAS_MOVED",
-        f"alias '{alias}' of '{name}' is at generation {actual}, not {expected}: someone moved it",
+        f"{who}{to}{when}: it is at generation {now.generation}, not {expected}",
         next_step=NextStep(StepKind.SHOW_HISTORY, str(name), alias),
     )

@@ -254,7 +254,7 @@ def write(
     def view(decision: MoveDecision) -> views.MovedAlias:
         if decision.key not in swapped:
             generation = decision.before.generation
-            raise moved_error(decision.name, decision.alias, generation, generation + 1)
+            raise moved_error(decision.name, decision.alias, generation, AliasState(generation + 1))
         return decision.view(times[decision.key], actor.identity)
 
     return {d.key: outcome for d, outcome in zip(ordered, collect_outcomes(checked, view), strict=True)}

@@ -12,18 +12,18 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Message
 
 from registry.errors import Invalid, Unavailable
 from registry.server.database import db
 from registry.server.http.services import services_of
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router
 from registry.server.pages.sessions import visitors
+from registry.server.pages.sessions.inner_requests import request_page
 
 router = create_router()
 LIVE_PAGES = ("/fleet", "/jobs", "/campaigns")
@@ -96,21 +96,7 @@ def _read_stamp(request: Request) -> object | None:
 
 async def _render(request: Request, path: str, query: str) -> tuple[int, str]:
     """Return the status and the `main` element of a page, requested as the browser would."""
-    scope: dict[str, Any] = {
-        "type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": query.encode(),
-        **{key: request.scope[key] for key in ("asgi", "http_version", "scheme", "server", "client", "headers")},
-        "root_path": "",
-    }  # fmt: skip
-    status, body = 0, bytearray()
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Message) -> None:
-        nonlocal status
-        status = message.get("status", status)
-        body.extend(message.get("body", b""))
-
-    await request.app(scope, receive, send)
-    start, end = body.find(b"<main"), body.rfind(b"</main>")
-    return status, bytes(body[start:end]).decode() + "</main>" if 0 <= start < end else ""
+    page = await request_page(request, path, query)
+    text = bytes(page.body).decode()
+    start, end = text.find("<main"), text.rfind("</main>")
+    return page.status_code, text[start:end] + "</main>" if 0 <= start < end else ""

@@ -28,7 +28,10 @@ def may_change(visitor: Visitor, scope: Scope, name: AdapterName, alias: str = "
 
 
 def read_fields(request: Request, visitor: Visitor) -> dict[str, str]:
-    """Return the fields of a form that a page of this visitor's session has sent. `Denied`, `Invalid`."""
+    """Return the fields of a form that a page of this visitor's session has sent. `Denied`, `Invalid`.
+
+    After an error the form comes back, filled in (`sent_forms`).
+    """
     fields = visitors.read_form(request, visitors.read_cookie(request, SESSION))
     visitor.actor.require_current_secret()
     return fields
@@ -59,7 +62,7 @@ def confirm_identity(request: Request, session: Session, visitor: Visitor, secre
         actor = None
     if actor is None or actor.superseded or actor.owner != visitor.actor.owner:
         next_step = "paste a token of yours, or sign out, sign in with this one, and paste it again"
-        raise Denied("DENIED", "the token is not one of yours", next_step=next_step)
+        raise Denied("DENIED", "token: it is not one of yours", next_step=next_step)
 
 
 def to_request(shape: Callable[..., Shape], **values: Any) -> Shape:

@@ -26,10 +26,12 @@ from registry.server.http.request_actor import count_request, current_actor, rec
 from registry.server.http.services import services_of
 from registry.server.pages.sessions import page_sessions
 
-FIELDS_LIMIT = 20
+FIELDS_LIMIT = 24
 NEXT_LIMIT = 500
 COOKIE_LIMIT = 1000
 FORM_FIELD = "form_token"
+PAGE_FIELD = "page_of_form"
+"""The page that a form belongs to, where the browser's address is another: after the form was refused once."""
 _FORM_TYPE = "application/x-www-form-urlencoded"
 _LOCAL_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]*\Z")
 """A path of this server: one slash, then visible ASCII without a backslash, which browsers read as a slash."""
@@ -67,15 +69,15 @@ def _cookie_name(request: Request, name: str) -> str:
     return f"__Host-{name}" if _is_https(request) else name
 
 
-def read_cookie(request: Request, name: str) -> str:
+def read_cookie(request: Request, name: str, limit: int = COOKIE_LIMIT) -> str:
     """Return the value of a cookie; empty without one."""
-    return request.cookies.get(_cookie_name(request, name), "")[:COOKIE_LIMIT]
+    return request.cookies.get(_cookie_name(request, name), "")[:limit]
 
 
-def set_cookie(request: Request, response: Response, name: str, value: str) -> None:
-    """Set a cookie that scripts cannot read, until the browser closes; an empty value deletes it."""
+def set_cookie(request: Request, response: Response, name: str, value: str, seconds: int | None = None) -> None:
+    """Set a cookie that scripts cannot read, by default until the browser closes; an empty value deletes it."""
     response.set_cookie(
-        _cookie_name(request, name), value, max_age=None if value else 0, path="/", secure=_is_https(request),
+        _cookie_name(request, name), value, max_age=seconds if value else 0, path="/", secure=_is_https(request),
         httponly=True, samesite="lax",
     )  # fmt: skip
 
@@ -143,6 +145,19 @@ def form_token(cookie: str) -> str:
 
 def read_form(request: Request, cookie: str) -> dict[str, str]:
     """Return the fields of a form that a page of this server has sent. `Denied`, `Invalid`."""
+    fields = parse_fields(request)
+    fields.pop(PAGE_FIELD, None)
+    expected = form_token(cookie) if cookie else ""
+    is_ours = hmac.compare_digest(fields.pop(FORM_FIELD, "").encode(), expected.encode()) and bool(expected)
+    if not is_ours or not comes_from_us(request):
+        raise Denied(
+            "DENIED", "this form was not sent by a page of your session", next_step="open the page again and repeat it"
+        )
+    return fields
+
+
+def parse_fields(request: Request) -> dict[str, str]:
+    """Return the fields of a form, whoever has sent it. `Invalid`."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != _FORM_TYPE:
         raise Invalid("REQUEST_INVALID", f"the body must be {_FORM_TYPE}")
@@ -154,16 +169,10 @@ def read_form(request: Request, cookie: str) -> dict[str, str]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise Invalid("REQUEST_INVALID", "the form has a field twice")
-    expected = form_token(cookie) if cookie else ""
-    is_ours = hmac.compare_digest(fields.pop(FORM_FIELD, "").encode(), expected.encode()) and bool(expected)
-    if not is_ours or not _comes_from_us(request):
-        raise Denied(
-            "DENIED", "this form was not sent by a page of your session", next_step="open the page again and repeat it"
-        )
     return fields
 
 
-def _comes_from_us(request: Request) -> bool:
+def comes_from_us(request: Request) -> bool:
     """Whether the headers with which a browser says where a form comes from, if any, name this server."""
     site, origin = request.headers.get("sec-fetch-site", "same-origin"), request.headers.get("origin")
     hosts = {request.headers.get("host", ""), urlsplit(services_of(request).settings.public_url).netloc}
