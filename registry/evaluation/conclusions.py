@@ -14,14 +14,18 @@ class Conclusion:
     outcome: Outcome
 
 
-def conclude(outcomes: Mapping[str, str]) -> Conclusion:
-    """Return the conclusion from label of a check → its outcome.
+def conclude(outcomes: Mapping[str, str], *, is_yanked: bool = False, is_quarantined: bool = False) -> Conclusion:
+    """Return the conclusion from label of a check → its outcome. No check counts for a version that is withdrawn.
 
     >>> conclude({"compat": "pass", "smoke": "pass"}).text, conclude({"compat": "pass"}).text
     ('Ready', 'Not smoke-tested')
     >>> conclude({"compat": "warn", "smoke": "fail"}).text
     'Failed: smoke'
     """
+    if is_quarantined:
+        return Conclusion("In quarantine", Outcome.FAIL)
+    if is_yanked:
+        return Conclusion("Yanked", Outcome.WARN)
     labels: dict[str, list[str]] = {}
     for label, outcome in outcomes.items():
         labels.setdefault(outcome, []).append(label.removeprefix("engine ").partition(",")[0].replace("==", " "))

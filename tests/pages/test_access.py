@@ -102,7 +102,7 @@ def test_a_page_with_bytes_of_a_version_is_in_the_audit_log_once(
 
 def test_an_unknown_address_is_a_page_in_a_browser_and_json_for_programs(filled: Harness, signed_in: Browser) -> None:
     html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-    for path in ("/nothing", "/adapters/acme/support/", "/adapters", "/<script>"):
+    for path in ("/nothing", "/adapters/acme/support/", "/adapters/acme/support/x", "/<script>"):
         page = signed_in.get(path, headers=html)
         assert page.status_code == 404, path
         assert page.headers["content-type"] == "text/html; charset=utf-8"

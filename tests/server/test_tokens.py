@@ -38,6 +38,11 @@ class _UnclosedTransport(httpx.BaseTransport):
 PAGES = {
     ("GET", "/"): 200,
     ("GET", "/search"): 200,
+    ("GET", "/adapters"): 303,
+    ("GET", "/namespaces"): 303,
+    ("GET", "/adapters/{namespace}"): 303,
+    ("GET", "/adapters/{namespace}/{name}@{selector}"): 404,
+    ("GET", "/adapters/{namespace}/{name}:{selector}"): 404,
     ("GET", "/adapters/{namespace}/{name}"): 404,
     ("GET", "/adapters/{namespace}/{name}/versions/{selector}"): 404,
     ("GET", "/adapters/{namespace}/{name}/versions/{selector}/lineage"): 404,

@@ -60,6 +60,11 @@ def has_outcome(check: Check, outcomes: Collection[Outcome], profile: str = "") 
     return current.correlate(VersionRow)
 
 
+def has_failed() -> ColumnElement[bool]:
+    """The condition on `version` that one of its verdicts that count is a failure."""
+    return exists().where(is_newest(), col(VerdictRow.outcome) == Outcome.FAIL).correlate(VersionRow)
+
+
 # Without checks that only a newer release knows: one may write verdicts beside this release during an upgrade.
 _NEWEST = (
     select(VerdictRow, BaseRow.name)

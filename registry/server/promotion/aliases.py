@@ -28,6 +28,8 @@ ROLLBACK = "rollback"
 """Marks a rollback in a history row's evidence."""
 HISTORY_LIMIT = 1000
 """How many moves of an alias a rollback looks back."""
+LAST_MOVES_LIMIT = 2000
+"""How many moves of all aliases a list of the last ones looks at."""
 _NEWEST_MOVES = (
     plain_select(
         col(AliasMoveRow.adapter_id),
@@ -119,6 +121,15 @@ def list_namespace_history(
     if not moves:
         namespaces.show(session, actor, namespace)  # raises if there is no such namespace
     return views.NamespaceHistory(namespace=namespace, moves=moves, next_cursor=next_cursor)
+
+
+def list_last_moves(session: Session, actor: Actor, *, limit: int) -> list[views.NamespaceMove]:
+    """The newest moves of aliases other than `main` that the actor may see, among the last of all."""
+    newest = plain_select(col(AliasMoveRow.at)).order_by(col(AliasMoveRow.at).desc())
+    since = session.execute(newest.offset(LAST_MOVES_LIMIT).limit(1)).scalar()
+    of = [versions.visible(actor), col(AliasMoveRow.alias) != names.NEWEST]
+    of += [col(AliasMoveRow.at) > since] if since is not None else []
+    return _read_moves(session, and_(*of), "", None, "", limit)[0]
 
 
 def _read_moves(

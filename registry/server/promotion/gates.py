@@ -118,6 +118,17 @@ def list_gates(session: Session, actor: Actor, owner: Owner) -> GateList:
     return GateList(items=[_view(row, str(owner)) for row in rows])
 
 
+def find_gated_aliases(session: Session, namespaces: Iterable[str]) -> dict[str, list[str]]:
+    """Namespace → the aliases for which it has set a gate, by name. Every namespace is a key."""
+    aliases: dict[str, list[str]] = {namespace: [] for namespace in namespaces}
+    statement = select(RuleRow.namespace, RuleRow.alias).where(
+        RuleRow.kind == RuleKind.GATE, any_of(col(RuleRow.namespace), sorted(aliases))
+    )
+    for namespace, alias in session.exec(statement.order_by(RuleRow.alias)):
+        aliases[namespace or ""].append(alias)
+    return aliases
+
+
 def show_gate(session: Session, actor: Actor, owner: Owner, alias: str) -> GateView:
     """The gate that counts for an alias, no matter who has set it."""
     alias = names.alias(alias)

@@ -80,6 +80,8 @@ def _attributes(row: VersionRow, manifest: Manifest) -> list[VersionAttributeRow
     }
     values |= {f"{FACT}target:{target}": "" for target in row.facts.get("targets") or ()}
     values |= {f"{FACT}label:{label}": "" for label in card.labels_of(row.facts.get("card") or {})}
+    if manifest.provenance is not None and manifest.provenance.run is not None:
+        values[f"{FACT}run:{manifest.provenance.run.id}"] = ""
     if format_name := row.facts.get("format"):
         values[f"{FACT}format:{format_name}"] = ""
     return [db.new_row(VersionAttributeRow, version_id=row.id or 0, key=k, value=value) for k, value in values.items()]

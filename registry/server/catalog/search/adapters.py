@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, tuple_
+from sqlalchemy import ColumnElement, func, literal, tuple_, union_all
+from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
 from registry.api.catalog import AdapterPage, AdapterView
@@ -32,6 +33,8 @@ from registry.server.database.models import (
 WINDOW = 2000
 WIDE_WINDOW = 10_000
 """How many adapters one page looks at, at most."""
+COUNT_LIMIT = 1000
+"""How many adapters of a namespace are counted."""
 _NAME: Any = (col(AdapterRow.namespace), col(AdapterRow.name))
 
 
@@ -64,6 +67,48 @@ def search_adapters(
         rows, end = session.exec(ordered).all(), ""
     items = _views(session, rows[:limit])
     return AdapterPage(items=items, next_cursor=items[-1].name if len(rows) > limit else end, total=total)
+
+
+def list_recent(
+    session: Session, actor: Actor, search: Search, *, is_failing: bool = False, cursor: str = "", limit: int
+) -> AdapterPage:
+    """Adapters with the last push first, `is_failing`: only those whose newest version failed a check.
+
+    Of very many adapters only those count that were pushed last. `cursor` is a position.
+    """
+    visible, conditions = versions.visible(actor), filters.build_conditions(session, search)
+    match = text_index.match_text(session, search.text, visible) if search.text.strip() else None
+    selections = [*conditions.selections, *([match.selection] if match else [])]
+    within = [visible, *conditions.of_names]
+    few = candidates.find_few(session, selections, candidates.CANDIDATES_LIMIT)
+    statement = _newest().where(*within, *conditions.others, _find_last_pushed(session, within) if few is None else few)
+    statement = statement.where(match.to_list) if match else statement
+    statement = statement.where(verdicts.has_failed()) if is_failing else statement
+    offset = versions.parse_cursor(cursor)
+    ordered = statement.order_by(col(AdapterRow.updated_at).desc(), col(AdapterRow.id).desc())
+    rows = session.exec(ordered.offset(offset).limit(limit + 1)).all()
+    return AdapterPage(items=_views(session, rows[:limit]), next_cursor=str(offset + limit) * (len(rows) > limit))
+
+
+def _find_last_pushed(session: Session, within: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
+    """The condition on `adapter` that it is within, if that is few, or else one of those that were pushed last."""
+    ids = session.exec(select(AdapterRow.id).where(*within).limit(WINDOW + 1)).all()
+    if len(ids) > WINDOW:
+        newest = select(AdapterRow.id).order_by(col(AdapterRow.updated_at).desc(), col(AdapterRow.id).desc())
+        ids = session.exec(newest.limit(WINDOW)).all()
+    return any_of(col(AdapterRow.id), ids)
+
+
+def count_in_namespaces(session: Session, namespaces: Sequence[str]) -> dict[str, int]:
+    """Namespace → how many adapters it has, `COUNT_LIMIT` at most."""
+    counted = [
+        plain_select(literal(namespace).label("namespace"), func.count().label("adapters")).select_from(
+            select(AdapterRow.id).where(AdapterRow.namespace == namespace).limit(COUNT_LIMIT).subquery()
+        )
+        for namespace in namespaces
+    ]
+    rows = session.connection().execute(union_all(*counted)) if counted else ()
+    return {row.namespace: row.adapters for row in rows}
 
 
 def _read_windows(

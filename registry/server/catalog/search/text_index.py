@@ -7,6 +7,7 @@
   (`version_id` is empty) until `index_newest` reads the card: after the next push, or in `gc`.
 """
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ WORD_CHARACTERS = 40
 QUERY_WORDS_LIMIT = 12
 PREFIX_CHARACTERS = 2
 """Words of a query that are shorter match whole words only."""
+SUGGESTED_WORDS, NAMES_COMPARED = 3, 500
+"""How much a suggestion of another spelling looks at."""
 BATCH = 100
 _IDEOGRAPHS = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Scripts without spaces: each character is a word."""
@@ -135,6 +138,21 @@ def match_text(session: Session, text: str, visible: ColumnElement[bool]) -> Tex
         exists().where(col(AdapterTextRow.adapter_id) == col(AdapterRow.id), *compared),
         col(AdapterRow.id).in_(select(adapter_id).where(matches)),
     )
+
+
+def suggest(session: Session, text: str, visible: ColumnElement[bool]) -> str:
+    """The text with each word as it is spelled in a name, if one begins alike and is near; empty if all stay."""
+    words = list(split_words(text))[:SUGGESTED_WORDS]
+    nearest = [_find_nearest(session, word, visible) for word in words]
+    return " ".join(nearest) if nearest != words else ""
+
+
+def _find_nearest(session: Session, word: str, visible: ColumnElement[bool]) -> str:
+    alike = match_text(session, word[:PREFIX_CHARACTERS], visible).selection.limit(NAMES_COMPARED)
+    ids = session.connection().execute(alike).scalars().all()
+    names = session.exec(select(AdapterTextRow.name_words).where(any_of(col(AdapterTextRow.adapter_id), ids)))
+    spelled = {word for words in names for word in words.split()}
+    return next(iter(difflib.get_close_matches(word, sorted(spelled), n=1, cutoff=0.75)), word)
 
 
 def _is_prefix(word: str) -> bool:

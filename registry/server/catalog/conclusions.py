@@ -1,0 +1,36 @@
+"""What all checks of versions come to: of those that a page names, whatever their adapters are."""
+
+from collections.abc import Collection
+
+from sqlalchemy import tuple_
+from sqlmodel import Session, col, select
+
+from registry.evaluation.conclusions import Conclusion, conclude
+from registry.names import AdapterName
+from registry.server.catalog import verdicts
+from registry.server.database.models import AdapterRow, VersionRow
+
+NumberedVersion = tuple[AdapterName, int]
+
+
+def conclude_versions(
+    session: Session, version_numbers: Collection[NumberedVersion]
+) -> dict[NumberedVersion, Conclusion]:
+    """The conclusion of each of these versions that exists. The caller has checked that the actor may see them."""
+    key = tuple_(col(AdapterRow.namespace), col(AdapterRow.name), col(VersionRow.number))
+    statement = (
+        select(VersionRow.id, AdapterRow.namespace, AdapterRow.name, VersionRow.number, VersionRow.yanked_at,
+               VersionRow.quarantined_at)  # type: ignore[call-overload]  # SQLModel has names for four columns
+        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+        .where(key.in_(sorted({(name.namespace, name.name, number) for name, number in version_numbers})))
+    )  # fmt: skip
+    rows = session.exec(statement).all() if version_numbers else []
+    outcomes = verdicts.newest_outcomes(session, [row.id for row in rows])
+    return {
+        (AdapterName(row.namespace, row.name), row.number): conclude(
+            outcomes[row.id],
+            is_yanked=row.yanked_at is not None,
+            is_quarantined=row.quarantined_at is not None,
+        )
+        for row in rows
+    }
