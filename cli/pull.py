@@ -56,17 +56,12 @@ def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) ->
         if resolved.yanked:
             output.line(output.styled("  this version is yanked", "red"))
 
-    if failing := _failed_checks(resolved):
-        message = f"Warning: {resolved.name}@{resolved.number} failed its check: {', '.join(failing)}"
+    if resolved.failed_checks:
+        message = f"Warning: {resolved.name}@{resolved.number} failed its check: {', '.join(resolved.failed_checks)}"
         output.line(output.styled(message, "yellow"), err=True)
     document: dict[str, object] = {"path": str(target.absolute()), "resolved": resolved}
     document |= {"damaged": damaged} if verify else {}
     output.result(document | ({"partial": [file.path for file in files]} if include else {}), text)
-
-
-def _failed_checks(resolved: Resolved) -> list[str]:
-    """The checks that the version failed. Engines that cannot serve it are not among them: it may be fine elsewhere."""
-    return [check for check, outcome in resolved.verdicts.items() if outcome == "fail" and ":" not in check]
 
 
 @click.command()

@@ -86,6 +86,7 @@ def push(
 ) -> None:  # fmt: skip
     """Push the adapter in DIR as the newest version of NAME.
 
+    `main` follows it unless it fails a check.
     Pushing the same files again yields the same version. Files that do not belong to an adapter are skipped and
     listed. An adapter that does not fit its base is stored with a failing verdict, and its gates stay closed;
     with --strict the command then exits 6. If the gate of --alias is closed, or you may not move it, the version is
@@ -197,6 +198,7 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
             ("method", versions.method_line(version.facts)),
             ("size", files),
             ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}", pushed.job_id)),
+            ("main", pushed.main.removeprefix("main ")),
             ("aliases", ", ".join(version.aliases)),
             ("tags", " ".join(versions.tag_texts(version.tags))),
             ("expires", output.moment(version.expires_at) if version.expires_at else ""),
@@ -409,4 +411,5 @@ def _print_result(result: Result[PushResult]) -> None:
         compat = next((v.outcome for v in reversed(version.verdicts) if v.check == "compat"), "")
         others = [v for v in waiting.failures(version.verdicts) if v.check != "compat"]
         failed = "".join(f"  {v.check} {v.profile}".rstrip() + f" {output.outcome(v.outcome)}" for v in others)
-        output.line(f"{output.strong(_title(version))}  {state}  compat {output.outcome(compat)}{failed}")
+        stays = f"  {result.value.main}" if result.value.main_number != version.number else ""
+        output.line(f"{output.strong(_title(version))}  {state}  compat {output.outcome(compat)}{failed}{stays}")

@@ -1,6 +1,6 @@
 """The one grammar of names: `AdapterName`, `Alias`, base names, file paths and `Ref`. Parse and print, nothing else.
 
-    ref        = name                      the newest version
+    ref        = name                      the version of `main`
                | name ":" alias            what an alias points at
                | name "@" number           version 3 of this adapter, also as `v3`
                | name "@" digest           exactly these bytes
@@ -37,7 +37,7 @@ PATH_DEPTH_LIMIT = 8
 Alias = NewType("Alias", str)
 BaseName = NewType("BaseName", str)
 NEWEST = Alias("main")
-"""The alias that follows the newest version. Only a push moves it."""
+"""The alias that follows the newest version that did not fail a check when it was pushed. Only pushes move it."""
 
 _WORD = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?\Z")
 _BASE_WORD = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")

@@ -208,6 +208,7 @@ def _content() -> None:
         sa.Column("deleted_by", sa.String(), nullable=False),
         sa.Column("delete_reason", sa.Text(), nullable=False),
         sa.Column("purged_at", TIME, nullable=True),
+        sa.Column("skipped_by_main", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["adapter_id"], ["adapter.id"], name="fk_version_adapter_id"),
         sa.ForeignKeyConstraint(["base_id"], ["base.id"], name="fk_version_base_id"),
         sa.PrimaryKeyConstraint("id", name="pk_version"),
@@ -482,6 +483,7 @@ def _namespaces() -> None:
         sa.Column("pushes_per_hour", sa.Integer(), nullable=True),
         sa.Column("strict", sa.Boolean(), nullable=False),
         sa.Column("unregistered_bases", sa.Boolean(), nullable=False),
+        sa.Column("main_skips_failing", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_namespace"),
     )
     op.create_table(

@@ -165,6 +165,7 @@ NAMESPACE_RULES = (
     NamespaceRule(
         "unregistered_bases", "adapters of bases that are not registered", "stored with an unknown verdict", "refused"
     ),
+    NamespaceRule("main_skips_failing", "new versions that fail a check", "passed over by main", "followed by main"),
 )
 
 
@@ -183,6 +184,8 @@ class NamespaceSet(Request):
     """Refuse adapters that are incompatible with their base, instead of storing a failed verdict; null: unchanged."""
     unregistered_bases: bool | None = None
     """Store adapters whose base is not registered, with `compat` unknown, instead of refusing them; null: unchanged."""
+    main_skips_failing: bool | None = None
+    """Let `main` stay where it is when a version fails a check at its push; null: unchanged."""
 
 
 class NamespaceView(Response):
@@ -206,6 +209,8 @@ class NamespaceView(Response):
     """Whether adapters that are incompatible with their base are refused."""
     unregistered_bases: bool = False
     """Whether adapters whose base is not registered are stored."""
+    main_skips_failing: bool = True
+    """Whether `main` stays where it is when a version fails a check at its push."""
     used_bytes: int = 0
     """Bytes of all versions, each in full even if others hold the same bytes."""
     used_versions: int = 0

@@ -277,3 +277,8 @@ class Resolved(Response):
     """How often the alias has moved, if `selector` is one; null otherwise."""
     served_name: str = ""
     """Model name under which agents load this version, unless two adapters on a node read the same in it."""
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """The checks that say fail. Engines that cannot serve it are not among them: it may be fine elsewhere."""
+        return [check for check, outcome in self.verdicts.items() if outcome == "fail" and ":" not in check]

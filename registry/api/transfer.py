@@ -200,6 +200,10 @@ class PushResult(Response):
     """Smoke test that the push queued; empty if none."""
     alias_refused: str = ""
     """Why the alias did not move, although the version exists. Empty if it moved or none was named."""
+    main_number: int = 0
+    """Number of the version that `main` names now."""
+    main: str = ""
+    """What `main` does now and why, such as `main stays at version 2: compat fails`."""
 
 
 class BulkPullRequest(Request):

@@ -4,6 +4,6 @@ torch, PEFT and diffusers are never imported here: a model that the caller passe
 """
 
 from registry.sdk.asynchronous import AsyncAdapterRegistry
-from registry.sdk.registry import AdapterRegistry, NotTested
+from registry.sdk.registry import AdapterRegistry, FailedCheckWarning, NotTested
 
-__all__ = ["AdapterRegistry", "AsyncAdapterRegistry", "NotTested"]
+__all__ = ["AdapterRegistry", "AsyncAdapterRegistry", "FailedCheckWarning", "NotTested"]

@@ -6,6 +6,7 @@ waits are repeated while the registry restarts; `on_wait` gets a line for people
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
@@ -38,6 +39,10 @@ from registry.versions.provenance import Provenance
 
 Source = str | Path | TrainedModel
 """What is pushed: a folder, or a PeftModel."""
+
+
+class FailedCheckWarning(UserWarning):
+    """A version that was pushed or pulled failed a check."""
 
 
 class NotTested(Unavailable):
@@ -126,6 +131,9 @@ class AdapterRegistry:
             change = VersionMetadataChange(tags=dict(tags or {}), expires_at=expires_at)
             version = self.client.describe(waiting.ref_of(pushed.version), change)
             pushed = pushed.model_copy(update={"version": version})
+        if 0 < pushed.main_number < pushed.version.number:
+            message = f"{pushed.version.name}@{pushed.version.number} is stored, but {pushed.main}"
+            warnings.warn(message, FailedCheckWarning, stacklevel=2)
         if wait:
             try:
                 pushed = self._wait(pushed, started, timeout)
@@ -155,8 +163,15 @@ class AdapterRegistry:
     def pull(
         self, ref: AnyRef, folder: str | Path, *, include: Sequence[str] = (), progress: Progress | None = None
     ) -> Resolved:
-        """Put a version into `folder`, every byte verified, as a whole or not at all. `include`: patterns of paths."""
-        return pull.pull(self.client, ref, Path(folder), include=include, progress=progress)
+        """Put a version into `folder`, every byte verified, as a whole or not at all. `include`: patterns of paths.
+
+        A `FailedCheckWarning` names the checks that it failed.
+        """
+        resolved = pull.pull(self.client, ref, Path(folder), include=include, progress=progress)
+        if resolved.failed_checks:
+            message = f"{resolved.name}@{resolved.number} failed its check: {', '.join(resolved.failed_checks)}"
+            warnings.warn(message, FailedCheckWarning, stacklevel=2)
+        return resolved
 
     def pull_all(
         self, folders: Mapping[AnyRef, str | Path], *, progress: Progress | None = None

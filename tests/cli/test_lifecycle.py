@@ -267,6 +267,11 @@ def test_push_all_and_pull_name_each_check_that_failed(cli: CommandRunner, tmp_p
     warning = cli("pull", "globex/nan", tmp_path / "nan").stderr
     assert "Warning: globex/nan@1 failed its check: weights\n" in warning
     assert "Warning" not in cli("pull", "globex/good", tmp_path / "good").stderr
+    assert "is now version 2\n" in cli("push", cli.make_adapter("better"), "globex/nan").stdout
+    weights = cli.make_adapter("worse") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-2] + b"\xc0\x7f")
+    pushed = cli("push", tmp_path / "adapters" / "worse", "globex/nan", "--json").json
+    assert (pushed["main_number"], pushed["main"]) == (2, "main stays at version 2: weights fails")
 
 
 def test_push_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) -> None:

@@ -263,6 +263,12 @@ def test_a_strict_namespace_refuses_what_does_not_fit(harness: Harness, pusher: 
     harness.admin.change_namespace("acme", NamespaceSet(strict=False))
     stored = pusher.push(wide)
     assert (stored.status_code, "compat fail (" in warning(stored), "q_proj" in warning(stored)) == (200, True, True)
+    assert "; this version of acme/support failed its check: compat" in warning(pusher.info())
+    good = pusher.push(harness.files())
+    again = pusher.push(samples.lora(dataclasses.replace(samples.llama(hidden=96), name="tiny-llama")))
+    assert (again.status_code, "; main stays at version 2: compat fails" in warning(again)) == (200, True)
+    info = pusher.info()
+    assert (info.headers["x-repo-commit"], "x-hf-warning" in info.headers) == (good.json()["commitOid"], False)
 
 
 # ------------------------------------------------------------------ refusals

@@ -17,7 +17,7 @@ import pytest
 
 from registry.errors import Corrupt, Invalid, NotFound, Refused, Unavailable
 from registry.evaluation.verdicts import Check, Outcome
-from registry.sdk import AdapterRegistry, AsyncAdapterRegistry, NotTested
+from registry.sdk import AdapterRegistry, AsyncAdapterRegistry, FailedCheckWarning, NotTested
 from registry.versions.files import CONFIG
 from tests import samples
 from tests.harness import Harness
@@ -75,6 +75,18 @@ def test_a_folder_is_pushed_with_parents_tags_and_provenance(
     assert "canary" in second.version.aliases
     assert progress.total_bytes == progress.bytes > 0
     assert len(registry.lineage("acme/support@2").nodes) >= 2
+
+
+def test_a_version_that_fails_a_check_is_pushed_and_pulled_with_a_warning(
+    registry: AdapterRegistry, folder: Path, tmp_path: Path
+) -> None:
+    registry.push(folder, "acme/support")
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-2] + b"\xc0\x7f")
+    with pytest.warns(FailedCheckWarning, match="acme/support@2 is stored, but main stays at version 1: weights fails"):
+        registry.push(folder, "acme/support")
+    with pytest.warns(FailedCheckWarning, match="acme/support@2 failed its check: weights"):
+        registry.pull("acme/support@2", tmp_path / "served")
 
 
 def test_many_adapters_move_with_one_request_for_all(

@@ -21,7 +21,7 @@ from tests.harness import Harness, rows, upload
 
 Result = TypeVar("Result")
 PLAN_STATEMENTS = 15
-COMMIT_STATEMENTS = 34
+COMMIT_STATEMENTS = 35
 PULL_STATEMENTS = 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from datetime import timedelta
 
@@ -26,7 +27,7 @@ from tests import samples
 from tests.access.tenants import of_subject
 from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, rows, send_blob, upload
-from tests.maintenance import collect
+from tests.maintenance import check, collect
 
 STATEMENTS_LIMIT = 52
 """Of a push of three files: sign-in for each request, the plan, the bytes, the commit, the record."""
@@ -65,6 +66,30 @@ def test_the_same_bytes_again_are_the_same_version_and_send_nothing(filled_harne
     with filled_harness.session() as session:
         assert len(rows(session, VersionRow)) == 1
         assert len(rows(session, JobRow)) == 1
+
+
+def test_main_follows_versions_that_do_not_fail(filled_harness: Harness) -> None:
+    """Version after version of one adapter: whether it fits its base → what `main` does."""
+    admin, name = filled_harness.admin, "acme/support"
+    wide = dataclasses.replace(samples.llama(hidden=128), name="tiny-llama")
+    expected = [
+        (False, 1, "main is now version 1, although compat fails"),
+        (False, 2, "main is now version 2, although compat fails"),
+        (True, 3, "main is now version 3"),
+        (False, 3, "main stays at version 3: compat fails"),
+    ]
+    for fits, number, sentence in expected:
+        pushed = filled_harness.push(name, filled_harness.files(None if fits else wide))
+        assert (pushed.main_number, pushed.main) == (number, sentence)
+        assert ("main" in pushed.version.aliases) == (number == pushed.version.number)
+        assert (admin.resolve(name).number, admin.adapter(name).newest) == (number, number)
+    admin.yank(f"{name}@3", "bad data")
+    assert admin.resolve(name).number == 4, "there is nothing better"
+    admin.yank(f"{name}@3", "good data", undo=True)
+    assert admin.resolve(name).number == 3
+    assert [finding.code for page in check(filled_harness) for finding in page.findings] == []
+    admin.change_namespace("acme", NamespaceSet(main_skips_failing=False))
+    assert filled_harness.push(name, filled_harness.files(wide)).main == "main is now version 5, although compat fails"
 
 
 def test_committing_twice_is_committing_once(filled_harness: Harness) -> None:

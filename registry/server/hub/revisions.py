@@ -12,11 +12,12 @@ from sqlmodel import Session, col, select
 from registry import hub
 from registry.digest import Digest
 from registry.errors import Corrupt, NotFound
+from registry.evaluation.verdicts import Check, Outcome
 from registry.hub import shapes
 from registry.hub.shapes import File, Json, Repository
 from registry.names import AdapterName
 from registry.server.actors import Actor
-from registry.server.catalog import files, version_groups, versions
+from registry.server.catalog import files, verdicts, version_groups, versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, VersionRow
 from registry.server.database.models.hub import DraftRow
@@ -89,6 +90,16 @@ def describe(session: Session, actor: Actor, revision: Revision) -> Repository:
         name=str(revision.name), digest=row.revision, base="", created_at=row.created_at, updated_at=row.updated_at,
         private=True, size_bytes=sum(file.descriptor.size_bytes for file in tree), files=tree,
     )  # fmt: skip
+
+
+def find_failed_checks(session: Session, revision: Revision) -> list[str]:
+    """The checks that say fail of a version. Engines that cannot serve it are not among them."""
+    if revision.version is None:
+        return []
+    version_id = revision.version.id or 0
+    outcomes = verdicts.newest_outcomes(session, [version_id])[version_id]
+    failed = (name for name, outcome in outcomes.items() if outcome == Outcome.FAIL)
+    return [name for name in failed if not name.startswith(Check.ENGINE)]
 
 
 def add_git_ids(engine: Engine, blobs: BlobStore, revision: Revision, tree: list[File]) -> list[File]:

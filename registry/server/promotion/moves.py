@@ -53,7 +53,8 @@ PUSHED = "pushed"
 TIME_STEP = timedelta(microseconds=1)
 """How much later a move is than the one before if the clock was set back."""
 _NEWEST = (
-    select(AliasRow)
+    select(AliasRow, VersionRow.number, VersionRow.skipped_by_main)
+    .join(VersionRow, col(VersionRow.id) == col(AliasRow.version_id))
     .where(any_of(col(AliasRow.adapter_id), parameter="ids"), col(AliasRow.alias) == names.NEWEST)
     .execution_options(populate_existing=True)
 )
@@ -307,45 +308,58 @@ def next_time(moved_at: datetime) -> datetime:
 
 # ------------------------------------------------------------------ main
 def follow_newest(session: Session, actor: Actor, name: AdapterName, adapter_id: int, reason: str) -> None:
-    """Point `main` at the newest version that is not withdrawn, else at the newest that is not deleted.
+    """Point `main` at the newest version that is not withdrawn and not passed over, as far as there is one.
 
     Nothing happens if it is there. The caller holds the adapter's lock.
     """
     candidates = select(VersionRow).where(VersionRow.adapter_id == adapter_id, col(VersionRow.deleted_at).is_(None))
-    best = session.exec(candidates.order_by(availability.WITHDRAWN, col(VersionRow.number).desc()).limit(1)).first()
+    order = (availability.WITHDRAWN, col(VersionRow.skipped_by_main), col(VersionRow.number).desc())
+    best = session.exec(candidates.order_by(*order).limit(1)).first()
     if best is None:
         return
-    row = session.exec(_NEWEST, params={"ids": [adapter_id]}).first()
-    before = _state_of(row) if row is not None else AliasState()
+    pointer = session.exec(_NEWEST, params={"ids": [adapter_id]}).first()
+    before = _state_of(*pointer[:2]) if pointer is not None else AliasState()
     if before.version_id != best.id:
         only([*write(session, actor, [MoveDecision(name, names.NEWEST, best, before, reason)]).values()])
 
 
 def move_all_newest(
     session: Session, actor: Actor, created: Sequence[tuple[AdapterName, VersionRow]]
-) -> list[EventRow]:
+) -> dict[int, EventRow]:
     """Move `main` to versions that were just made, in the order given, with a few statements for all.
 
-    The caller holds the locks on their adapters, and inserts the events returned.
+    A version that it passes over gets it only from another such one. The caller holds the locks on their adapters, and
+    inserts the events returned, by the id of the version to which `main` moved.
     """
     ids = {"ids": sorted({version.adapter_id for _, version in created})}
-    states = {row.adapter_id: _state_of(row) for row in session.exec(_NEWEST, params=ids)}
-    rows, events = [], []
+    pointers = session.exec(_NEWEST, params=ids).all()
+    states = {row.adapter_id: _state_of(row, number) for row, number, _ in pointers}
+    good = {row.adapter_id for row, _, is_skipped in pointers if not is_skipped}
+    rows, events = [], {}
     for name, version in created:
+        if version.skipped_by_main and version.adapter_id in good:
+            continue
+        good |= set() if version.skipped_by_main else {version.adapter_id}
         before = states.get(version.adapter_id, AliasState())
         at = next_time(before.moved_at)
         row, event = _record(session, actor, MoveDecision(name, names.NEWEST, version, before, PUSHED), at)
         states[version.adapter_id] = AliasState(before.generation + 1, version.id, version.number, at)
         rows.append(row)
-        events.append(event)
+        events[version.id or 0] = event
     values = [
         {
-            "adapter_id": adapter_id, "alias": names.NEWEST, "version_id": state.version_id,
-            "generation": state.generation, "moved_at": state.moved_at, "moved_by": actor.identity, "reason": PUSHED,
+            "adapter_id": adapter_id, "alias": names.NEWEST, "version_id": states[adapter_id].version_id,
+            "generation": states[adapter_id].generation, "moved_at": states[adapter_id].moved_at,
+            "moved_by": actor.identity, "reason": PUSHED,
         }
-        for adapter_id, state in sorted(states.items())
+        for adapter_id in sorted({version.adapter_id for _, version in created if version.id in events})
     ]  # fmt: skip
     db.upsert(session, AliasRow, values, on_conflict=_MOVED_COLUMNS, returning=_KEY)
     db.bulk_insert(session, rows)
     failpoints.reach("alias.swapped")
     return events
+
+
+def find_newest(session: Session, adapter_ids: Collection[int]) -> dict[int, int]:
+    """Adapter → the number of the version at which its `main` points."""
+    return {row.adapter_id: number for row, number, _ in session.exec(_NEWEST, params={"ids": sorted(adapter_ids)})}

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Table, bindparam, tuple_
+from sqlalchemy import Table, bindparam, true, tuple_, update
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from registry import names
 from registry.adapters.formats import Format
+from registry.api.catalog import VersionView
 from registry.api.transfer import PushResult
 from registry.bases import UNREGISTERED
 from registry.errors import RegistryError
-from registry.evaluation.verdicts import Outcome
+from registry.evaluation.verdicts import Check, Outcome
 from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit, failpoints
@@ -71,6 +72,7 @@ _EXISTING = (
     )
     .execution_options(populate_existing=True)
 )
+_SKIP_BY_MAIN = update(VersionRow).where(col(VersionRow.id) == bindparam("of_version")).values(skipped_by_main=true())
 _SET_NEWEST = (
     cast(Table, AdapterRow.__table__)  # type: ignore[attr-defined]
     .update()
@@ -115,28 +117,53 @@ def write(
     session.flush()
     failpoints.reach("push.before_commit")
     job_ids = first_tests.enqueue(session, actor, created)
-    aliases_of = _find_pointing(commits, created, refusals)
+    mains = moves.find_newest(session, {row.adapter_id for row in versions_by_key.values()})
+    aliases_of = _find_pointing(commits, created, mains, refusals)
     results = {}
     for commit, version, job_id in zip(new, created, job_ids, strict=True):
         view = versions.build_new_view(
             version.commit.name, version.row, version.base.name, version.commit.manifest, version.verdicts,
             aliases_of[version.commit.key],
         )  # fmt: skip
-        refusal = refusals.get(commit.push_id, "")
-        results[commit.push_id] = PushResult(version=view, created=True, job_id=job_id, alias_refused=refusal)
+        results[commit.push_id] = PushResult(
+            version=view, created=True, job_id=job_id, alias_refused=refusals.get(commit.push_id, ""),
+            **_describe_main(view, version.row, mains, "is now"),
+        )  # fmt: skip
     views = versions.build_views(session, [(c.commit.name, versions_by_key[c.commit.key]) for c in repeated])
     for commit, view in zip(repeated, views, strict=True):
-        refusal = refusals.get(commit.push_id, "")
-        results[commit.push_id] = PushResult(version=view, created=False, alias_refused=refusal)
+        refusal, row = refusals.get(commit.push_id, ""), versions_by_key[commit.commit.key]
+        main = _describe_main(view, row, mains, "is")
+        results[commit.push_id] = PushResult(version=view, created=False, alias_refused=refusal, **main)
     return results
 
 
+def _describe_main(view: VersionView, row: VersionRow, mains: Mapping[int, int], verb: str) -> dict[str, Any]:
+    """Where `main` is after a push, and why it is not at the version that was pushed."""
+    number = mains.get(row.adapter_id, 0)
+    failed = ", ".join(sorted({f"{v.check} fails" for v in view.verdicts if _keeps_main(v.check, v.outcome)}))
+    if number == row.number:
+        return {
+            "main_number": number,
+            "main": f"main {verb} version {number}" + (f", although {failed}" if failed else ""),
+        }
+    reason = f": {failed}" if row.skipped_by_main and failed else ""
+    return {"main_number": number, "main": f"main stays at version {number}{reason}"}
+
+
+def _keeps_main(check: str, outcome: str) -> bool:
+    """Whether `main` does not follow a version with this verdict. Engines do not count: another one may serve it."""
+    return check in (Check.COMPAT, Check.WEIGHTS) and outcome == Outcome.FAIL
+
+
 def _find_pointing(
-    commits: Sequence[InspectedCommit], created: Sequence[NewVersion], refusals: Mapping[str, str]
-) -> dict[VersionKey, list[str]]:
+    commits: Sequence[InspectedCommit], created: Sequence[NewVersion], mains: Mapping[int, int],
+    refusals: Mapping[str, str],
+) -> dict[VersionKey, list[str]]:  # fmt: skip
     """The aliases that point at each version after this group: of pushes that ask for the same, the last one has it."""
     versions_of: dict[tuple[str, str], VersionKey] = {
-        (str(version.commit.name), names.NEWEST): version.commit.key for version in created
+        (str(version.commit.name), names.NEWEST): version.commit.key
+        for version in created
+        if mains.get(version.row.adapter_id) == version.row.number
     }
     versions_of |= {
         (str(c.commit.name), c.commit.alias): c.commit.key for c in _with_alias(commits) if c.push_id not in refusals
@@ -251,7 +278,7 @@ def _create_versions(
     session: Session, actor: Actor, adapters: Mapping[str, AdapterRow],
     commits: Sequence[tuple[InspectedCommit, BaseRow]], engines: Sequence[EngineProfile],
 ) -> list[NewVersion]:  # fmt: skip
-    """The rows of new versions, with contents, verdicts and events, and `main` on each adapter's last one."""
+    """The rows of new versions, with contents, verdicts and events, and `main` on the last one that it follows."""
     if not commits:
         return []
     numbered = [_new_row(actor, adapters[str(c.commit.name)], c, base) for c, base in commits]
@@ -268,13 +295,26 @@ def _create_versions(
         (commit.commit, base, commit.content[1], row) for (commit, base), row in zip(commits, numbered, strict=True)
     ]
     version_rows.add_contents(session, [(row, commit.manifest) for commit, _, _, row in rows])
-    text_index.add_versions(session, [(row, commit.name, of.card_words) for commit, _, of, row in rows])
     verdicts = _add_verdicts(session, [(row, base, inspection) for _, base, inspection, row in rows], engines)
     created = [NewVersion(*each, of_one) for each, of_one in zip(rows, verdicts, strict=True)]
+    _mark_skipped(session, created)
     move_events = moves.move_all_newest(session, actor, [(version.commit.name, version.row) for version in created])
-    pushed = [_push_event(session, actor, version) for version in created]
-    db.bulk_insert(session, [event for pair in zip(pushed, move_events, strict=True) for event in pair])
+    words = [(row, commit.name, of.card_words) for commit, _, of, row in rows if row.id in move_events]
+    text_index.add_versions(session, words)
+    events = [(_push_event(session, actor, version), move_events.get(version.row.id or 0)) for version in created]
+    db.bulk_insert(session, [event for pair in events for event in pair if event is not None])
     return created
+
+
+def _mark_skipped(session: Session, created: Sequence[NewVersion]) -> None:
+    """Mark the versions that `main` does not follow, by what is known of them now: later verdicts change nothing."""
+    failing = [v for v in created if any(_keeps_main(of.check, of.outcome) for of in v.verdicts)]
+    namespaces_of = {version.commit.name.namespace for version in failing}
+    guarded = namespaces.find_with_rule(session, "main_skips_failing", namespaces_of) if failing else set()
+    skipped = [version.row for version in failing if version.commit.name.namespace in guarded]
+    for row in skipped:
+        set_committed_value(row, "skipped_by_main", True)
+    db.update_rows(session, _SKIP_BY_MAIN, [{"of_version": row.id} for row in skipped])
 
 
 def _new_row(actor: Actor, adapter: AdapterRow, commit: InspectedCommit, base: BaseRow) -> VersionRow:

@@ -83,6 +83,7 @@ class VersionRow(CreatedColumns, table=True):
     `quarantine` grows with each quarantine and deletion, and when one or a yank ends; `quarantined_at` is empty outside
     one. A deleted version (`deleted_at`) is withheld as in quarantine; once `purged_at` is set, its files are gone and
     the row is a tombstone: number and digest are never used again.
+    `main` passes over a version with `skipped_by_main`, which failed a check when it was pushed, while it has another.
     """
 
     __tablename__ = "version"
@@ -115,6 +116,7 @@ class VersionRow(CreatedColumns, table=True):
     deleted_by: str = ""
     delete_reason: str = Field(default="", sa_type=Text)
     purged_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    skipped_by_main: bool = False
 
 
 class VersionFileRow(SQLModel, table=True):

@@ -12,7 +12,7 @@ class NamespaceRow(CreatedColumns, table=True):
     """A namespace and its limits; None means no limit. A namespace without a row is private and has no limits.
 
     `strict`: pushes whose check `compat` fails are refused. `unregistered_bases`: pushes whose base is not registered
-    are stored.
+    are stored. `main_skips_failing`: `main` does not follow versions that fail a check when they are pushed.
     """
 
     __tablename__ = "namespace"
@@ -22,6 +22,7 @@ class NamespaceRow(CreatedColumns, table=True):
     pushes_per_hour: int | None = None
     strict: bool = False
     unregistered_bases: bool = False
+    main_skips_failing: bool = True
 
 
 class TakenNameRow(SQLModel, table=True):

@@ -156,10 +156,14 @@ def _check_aliases(run: FsckRun, session: Session, adapter: AdapterRow, versions
         run.add("alias.event_count", f"{name}:{alias}", "has events and no moves")
     main = aliases.get(names.NEWEST)
     present = [version for version in versions.values() if version.deleted_at is None]
-    newest = max(present, key=lambda version: (not is_withdrawn(version), version.number), default=None)
+    newest = max(
+        present,
+        key=lambda version: (not is_withdrawn(version), not version.skipped_by_main, version.number),
+        default=None,
+    )
     newest_id = newest.id if newest is not None else None
     if (main.version_id if main else None) != newest_id:
-        run.add("alias.main_behind", f"{name}:{names.NEWEST}", "does not point at the newest version that is available")
+        run.add("alias.main_behind", f"{name}:{names.NEWEST}", "does not point at the newest version that it follows")
 
 
 def _check_alias_row(

@@ -12,7 +12,6 @@ from sqlalchemy import ColumnElement, and_, exists, or_
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
-from registry import names
 from registry.api.serving import STATES_WITH_BYTES
 from registry.jobs import State
 from registry.names import AdapterName
@@ -51,7 +50,7 @@ def _needs(session: Session, adapter: AdapterRow, own: ColumnElement[bool]) -> I
     for alias, version_id in session.exec(
         select(AliasRow.alias, AliasRow.version_id).where(AliasRow.adapter_id == adapter.id).order_by(AliasRow.alias)
     ):
-        yield version_id, "is the newest version" if alias == names.NEWEST else f"is where alias '{alias}' points"
+        yield version_id, f"is where alias '{alias}' points"
     for alias, version_id in aliases.find_rollback_targets(session, adapter.id).items():
         yield version_id, f"is where a rollback of alias '{alias}' returns"
     approved = select(ApprovalRow.version_id, ApprovalRow.alias).join(

@@ -191,7 +191,8 @@ def _describe(name: AdapterName, outcome: CommitOutcome) -> str:
     if not any(verdict.check is Check.WEIGHTS for verdict in version.verdicts):
         checks.append("weights still being checked")
     checks += ["smoke test queued"] if outcome.pushed.job_id else []
-    return f"{name}@{version.number} on {version.base}: {'; '.join(checks)}"
+    stays = outcome.pushed.main if outcome.pushed.main_number != version.number else ""
+    return f"{name}@{version.number} on {version.base}: {'; '.join([*checks, *filter(None, [stays])])}"
 
 
 def _verdict(verdict: Verdict) -> str:

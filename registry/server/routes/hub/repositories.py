@@ -100,6 +100,7 @@ class Snapshot:
         with db.session(engine, write=False) as session:
             self.revision = revisions.find(session, actor, self.name, revision)
             self.repository: Repository = revisions.describe(session, actor, self.revision)
+            self.failed_checks = revisions.find_failed_checks(session, self.revision)
         self.commit = request.state.commit = self.revision.commit
         self._engine = engine
 
@@ -136,7 +137,11 @@ def show_repository(
     snapshot = Snapshot(request, engine, actor, revision)
     repository = snapshot.with_ids(blobs) if with_blobs else snapshot.repository
     info = shapes.info(repository, blobs=with_blobs, expand=expand)
-    return JSONResponse(info, headers={COMMIT_HEADER: snapshot.commit})
+    response = JSONResponse(info, headers={COMMIT_HEADER: snapshot.commit})
+    if snapshot.failed_checks:
+        failed = ", ".join(snapshot.failed_checks)
+        protocol.add_warning(response, snapshot.commit, f"this version of {snapshot.name} failed its check: {failed}")
+    return response
 
 
 @router.get(MODEL + "/tree/{revision}")
