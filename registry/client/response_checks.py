@@ -321,7 +321,7 @@ def check_granted(granted: RoleGrant, response: SubjectRoles) -> SubjectRoles:
 
 def check_revoked(role: str, response: SubjectRoles) -> SubjectRoles:
     """The roles of a subject, without this one; without any if it is empty."""
-    if any(role in ("", kept.role) for kept in response.roles):
+    if any(role in ("", granted.role) for granted in response.roles):
         raise invalid_response(f"{response.subject[:80]!r} still has the role {response.roles[0].role!r}")
     return response
 
