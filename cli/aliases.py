@@ -4,7 +4,8 @@ A promotion is a compare-and-swap: it names the generation that this command rea
 fails if someone else moved the alias in between.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,7 +24,7 @@ from registry.api.aliases import (
 from registry.client import response_checks
 from registry.client.aliases import Groups
 from registry.client.registry import Registry
-from registry.errors import Invalid
+from registry.errors import Invalid, NotFound
 from registry.names import AdapterName, Ref
 
 from .console import arguments, groups, output, session, tables
@@ -73,8 +74,12 @@ def promote(
 def _move_group(options: groups.Options, having: str, how: dict[str, Any]) -> None:
     with session.registry() as registry:
         items = [MoveItem(name=view.name, **how) for view in groups.select(registry, options, having)]
-        work = groups.Work("alias", "moved", Groups(registry).move_aliases, pin_move, describe_move)
-        groups.run(work, items, options)
+        _run_moves(Groups(registry), items, options)
+
+
+def _run_moves(changes: Groups, items: Sequence[MoveItem], options: groups.Options) -> None:
+    work = groups.Work("alias", "moved", changes, changes.move_aliases, pin_move, describe_move)
+    groups.run(work, items, options)
 
 
 def pin_move(item: MoveItem, planned: MovedAlias) -> MoveItem | None:
@@ -103,14 +108,27 @@ def _print_moved(name: AdapterName, moved: AliasView, already: str = "") -> None
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @click.option("--version", "to", default="", metavar="VERSION", help="Number, digest or REF. Default: the one before.")
 @click.option("--alias", "group_alias", default="", help="With --namespace: the alias to move back.")
+@click.option("--group", "group_id", default="", help="Undo this group of changes instead.")
+@click.option("--since", default="", metavar="TIME", help="With --namespace: undo all moves from this time on.")
+@click.option("--actor", default="", help="With --since: only moves by this subject or token:NAME.")
 @groups.options
 @click.option("--reason", default="", help="Reason; kept in the history.")
-def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **group: Any) -> None:
+def rollback(
+    name: str, alias: str, to: str, group_alias: str, reason: str, group_id: str, since: str, actor: str, **group: Any
+) -> None:
     """Point ALIAS of NAME back at the previous or an earlier version.
 
-    With --namespace, do the same for many adapters; a plan is shown first.
+    With --namespace, do the same for many adapters; a plan is shown first. --group and --since undo what was moved
+    together, or from a time on: each alias goes back to where it was before. Aliases that someone moved since are
+    listed and stay.
     """
     options = groups.Options(**group)
+    if group_id or since or actor:
+        takes = bool(group_alias and options.namespace and since) if not group_id else not (since or actor)
+        if name or to or options.select or not takes or (group_id and (group_alias or options.namespace)):
+            raise click.UsageError("give --group alone, or --since with --namespace and --alias")
+        _undo(options, reason, {"group_id": group_id, "alias": group_alias, "by": actor}, since)
+        return
     if options.namespace:
         if name or to or not group_alias:
             raise click.UsageError("--namespace needs --alias, and takes no NAME, ALIAS or --version")
@@ -124,6 +142,39 @@ def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **gr
         lambda registry: registry.rollback(adapter, alias, to=selector, reason=reason),
         lambda moved: _print_moved(adapter, moved),
     )
+
+
+def _undo(options: groups.Options, reason: str, moved: dict[str, str], since: str) -> None:
+    """Move the aliases that were moved so back to where they pointed before."""
+    first = arguments.read_time(since, "--since") if since else None
+    which = moved["group_id"] or f"{options.namespace}:{moved['alias']} since {output.moment(first)}"
+    with session.registry() as registry:
+        changes = Groups(registry)
+        pages = response_checks.all_pages(
+            lambda cursor: changes.moves(namespace=options.namespace, since=first, cursor=cursor, **moved)
+        )
+        items = undo_items((move for page in pages for move in page.items), reason or f"undo {which}")
+        if not items:
+            raise NotFound("ALIAS_UNKNOWN", f"no alias was moved in {which}, or you may not see it")
+        _run_moves(changes, items, options)
+
+
+def undo_items(moves: Iterable[NamespaceMove], reason: str) -> list[MoveItem]:
+    """For each alias the move to where it pointed before the first of these moves.
+
+    The generation lets it fail if another move came after them or between them.
+    """
+    of_alias: defaultdict[tuple[str, str], list[NamespaceMove]] = defaultdict(list)
+    for move in moves:
+        of_alias[move.name, move.alias].append(move)
+    firsts = {key: min(of_one, key=lambda move: move.generation) for key, of_one in sorted(of_alias.items())}
+    return [
+        MoveItem(
+            name=name, alias=alias, version=str(first.from_number or ""), rollback=True, reason=reason,
+            generation=first.generation + len(of_alias[name, alias]) - 1,
+        )
+        for (name, alias), first in firsts.items()
+    ]  # fmt: skip
 
 
 @click.group()
@@ -196,6 +247,7 @@ MOVES: Table[AliasMove] = Table((
     Column("generation", lambda move: move.generation),
     Column("name", lambda move: _adapter_of(move), wide=True),
     Column("from", lambda move: move.from_number, wide=True),
+    Column("group", lambda move: move.group_id, wide=True),
     Column("reason", lambda move: move.reason, wide=True),
 ))  # fmt: skip
 

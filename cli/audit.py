@@ -52,6 +52,7 @@ EVENTS: Table[EventView] = Table((
     help="Only events about this name, such as acme/support, or names like acme/* or *:prod.",
 )  # fmt: skip
 @click.option("--namespace", default="", help="Only events about this namespace.")
+@click.option("--group", "group_id", default="", help="Only events of this group of changes.")
 @click.option("--action", "actions", multiple=True, help="Only this event type, such as alias.move (repeatable).")
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only events after this number.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of events; the newest are shown.")
@@ -61,8 +62,8 @@ EVENTS: Table[EventView] = Table((
 @click.option("--follow", is_flag=True, help="Keep printing new events.")
 @tables.prints(EVENTS)
 def log(
-    about: str, namespace: str, actions: tuple[str, ...], after: int, limit: int | None, actor: str, since: str,
-    until: str, follow: bool,
+    about: str, namespace: str, group_id: str, actions: tuple[str, ...], after: int, limit: int | None, actor: str,
+    since: str, until: str, follow: bool,
 ) -> None:  # fmt: skip
     """Show what happened in the registry, oldest first.
 
@@ -73,7 +74,7 @@ def log(
         raise click.UsageError("--follow never ends: use it without --until")
     times = {"first_at": arguments.read_time(since, "--since") if since else None,
              "last_at": arguments.read_time(until, "--until", end_of_day=True) if until else None}  # fmt: skip
-    search = {"object": about, "namespace": namespace, "action": list(actions), "by": actor,
+    search = {"object": about, "namespace": namespace, "group_id": group_id, "action": list(actions), "by": actor,
               **{name: at.isoformat() for name, at in times.items() if at is not None}}  # fmt: skip
     with _checked() as (registry, _):
         events = Audit(registry).events(after, **search)

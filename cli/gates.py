@@ -171,7 +171,9 @@ def _approve_group(options: groups.Options, source: str, target: str, comment: s
     with session.registry() as registry:
         views = groups.select(registry, options, source)
         items = [ApproveItem(ref=f"{view.name}:{source}", alias=target, comment=comment) for view in views]
-        groups.run(groups.Work("version", "approved", Groups(registry).approve_versions, pin, describe), items, options)
+        changes = Groups(registry)
+        work = groups.Work("version", "approved", changes, changes.approve_versions, pin, describe)
+        groups.run(work, items, options)
 
 
 def _name(item: ApproveItem) -> str:

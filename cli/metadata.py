@@ -69,7 +69,8 @@ def _tag(
     with session.registry() as registry:
         views = groups.select(registry, options, alias)
         items = [DescribeItem(subject=f"{view.name}{mark}", tags=parse(words)) for view in views]
-        work = groups.Work("subject", "changed", Groups(registry).change_metadata, pin_metadata, describe_metadata)
+        changes = Groups(registry)
+        work = groups.Work("subject", "changed", changes, changes.change_metadata, pin_metadata, describe_metadata)
         groups.run(work, items, options)
 
 

@@ -319,6 +319,7 @@ def _aliases(call: Recorder) -> None:
     moves = [MoveItem(name="acme/support", alias="beta", version="2")]
     call(groups.move_aliases, [*moves, MoveItem(name="acme/absent", alias="beta", version="1")])
     call.again(groups.move_aliases, [MoveItem(name="acme/support", alias="beta", version=second)])
+    call(groups.moves, group_id=groups.group_id, alias="beta")
     call(groups.change_together, moves, [DescribeItem(subject="acme/support@1", tags={"team": "b"})])
 
 

@@ -14,6 +14,7 @@ import click
 
 from registry.api.catalog import AdapterView
 from registry.client import response_checks
+from registry.client.aliases import Groups
 from registry.client.core import Versions
 from registry.errors import Conflict, NotFound, RegistryError
 
@@ -126,12 +127,13 @@ def select(registry: Versions, options: Options, alias: str = "") -> list[Adapte
 class Work(Generic[Item]):
     """What to do with each item: requests, and the words for plan and report.
 
-    `send` is a bulk request. `pin` makes of an item and its planned result what is sent, None if nothing would change.
-    `describe` gives the subject and the change of an item; its result is None if there is an error.
+    `send` is a bulk request of `changes`. `pin` makes of an item and its planned result what is sent, None if nothing
+    would change. `describe` gives the subject and the change of an item; its result is None if there is an error.
     """
 
     noun: str
     past_verb: str
+    changes: Groups
     send: Send
     pin: Callable[[Item, Any], Item | None]
     describe: Callable[[Item, Any], tuple[str, str]]
@@ -171,7 +173,9 @@ def _report(
     """Print the outcomes; after the plan only those that differ from it, and the summary."""
     errors = [outcome for outcome in outcomes if isinstance(outcome, RegistryError)]
     changed = sum(not isinstance(outcomes[position], RegistryError) for position in states)
-    counts = {"changed": changed, "unchanged": len(items) - changed - len(errors), "refused": len(errors)}
+    counts: dict[str, Any] = {
+        "changed": changed, "unchanged": len(items) - changed - len(errors), "refused": len(errors),
+    }  # fmt: skip
     rows = [
         {
             "name": work.describe(item, None)[0],
@@ -183,6 +187,9 @@ def _report(
     ]
     words = {"changed": next(iter(states.values()), work.past_verb)}
     summary = ", ".join(f"{count} {words.get(word, word)}" for word, count in counts.items())
+    if changed and work.changes.group_id:
+        summary += closing_group(work.changes)
+    counts["group_id"] = work.changes.group_id
     if plan_shown:
         unplanned = [n for n in states if isinstance(outcomes[n], RegistryError)]
         if unplanned:
@@ -191,6 +198,11 @@ def _report(
     else:
         _print(work, items, outcomes, states, document={"items": rows, **counts}, below=lambda: output.line(summary))
     exit_by(errors)
+
+
+def closing_group(changes: Groups) -> str:
+    """The id by which these changes can be found and undone, for the end of a summary."""
+    return output.faint(f"  group {changes.group_id}")
 
 
 def exit_by(errors: Sequence[RegistryError]) -> None:

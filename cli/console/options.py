@@ -14,8 +14,8 @@ from .output import FORMATS, ROW_FORMATS, confirm, one_line
 
 METAVARS = {
     "--action": "ACTION", "--actor": "IDENTITY", "--alias": "ALIAS", "--annotation": "KEY=VALUE", "--base": "BASE",
-    "--engine": "PROFILE", "--issuer": "URL", "--namespace": "NAMESPACE", "--node": "NODE", "--owner": "SUBJECT",
-    "--ref": "REF", "--subject": "SUBJECT", "--tag": "KEY[=VALUE]",
+    "--engine": "PROFILE", "--group": "GROUP", "--issuer": "URL", "--namespace": "NAMESPACE", "--node": "NODE",
+    "--owner": "SUBJECT", "--ref": "REF", "--subject": "SUBJECT", "--tag": "KEY[=VALUE]",
 }  # fmt: skip
 """What the value of an option is, in every command that has it."""
 DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "rename", "replace", "revoke", "yank"})

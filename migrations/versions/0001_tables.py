@@ -370,6 +370,7 @@ def _content() -> None:
         sa.Column("token_id", sa.String(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("evidence", sa.JSON(), nullable=False),
+        sa.Column("group_id", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["adapter_id"], ["adapter.id"], name="fk_alias_move_adapter_id"),
         sa.ForeignKeyConstraint(["from_version_id"], ["version.id"], name="fk_alias_move_from_version_id"),
         sa.ForeignKeyConstraint(["to_version_id"], ["version.id"], name="fk_alias_move_to_version_id"),
@@ -377,6 +378,7 @@ def _content() -> None:
     )
     op.create_index("ix_alias_move_at", "alias_move", ["at"])
     op.create_index("ix_alias_move_from_version_id", "alias_move", ["from_version_id"])
+    op.create_index("ix_alias_move_group_id", "alias_move", ["group_id"])
     op.create_index("ix_alias_move_to_version_id", "alias_move", ["to_version_id"])
 
 

@@ -4,17 +4,21 @@ An alias moves only from the generation that the client has seen.
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from registry.api import GROUP_LIMIT, MESSAGE_LIMIT, REF_LIMIT
 from registry.api.catalog import MetadataChange
-from registry.api.models import ItemList, ItemOutcome, PrintableText, Request, Response
+from registry.api.models import ItemList, ItemOutcome, ItemPage, PrintableText, Request, Response
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.findings import Finding
 from registry.next_steps import NextStep
+from registry.validation import pattern
+
+GROUP_ID = pattern(r"^(grp_[0-9a-f]{16})?$", "must be the id of a group, such as grp_0123456789abcdef")
+Outcome = TypeVar("Outcome")
 
 
 class AliasView(Response):
@@ -67,6 +71,8 @@ class AliasMove(Response):
     missing."""
     token_id: str = ""
     """Token that was used. Empty for the server itself."""
+    group_id: str = ""
+    """Group of changes that it was made in. Empty for a move of its own."""
 
     @property
     def broke_glass(self) -> list[str]:
@@ -101,6 +107,13 @@ class NamespaceHistory(Response):
     """Moves, newest first; with `at` those of each adapter together."""
     next_cursor: str = ""
     """Send it as `cursor` to continue. Empty on the last page."""
+
+
+class MovePage(ItemPage[NamespaceMove]):
+    """Moves of aliases, of a group or of a time."""
+
+    items: list[NamespaceMove]
+    """Moves, newest first."""
 
 
 class PromoteRequest(Request):
@@ -223,6 +236,15 @@ class GroupRequest(Request):
     """Write all or none: none if one has an error."""
     dry_run: bool = False
     """Only report what would happen, and change nothing."""
+    group_id: str = Field(default="", pattern=GROUP_ID)
+    """Group of changes that the request continues, by the same identity. Empty: it begins one."""
+
+
+class GroupResults(ItemList[Outcome]):
+    """The outcomes of a group of changes."""
+
+    group_id: str = Field(default="", pattern=GROUP_ID)
+    """Id of the group, which its events and moves have. Empty for a dry run."""
 
 
 class MovedAlias(AliasView):
@@ -273,7 +295,7 @@ class ApprovalOutcome(ItemOutcome[ApprovalView]):
     """The outcome of one approval."""
 
 
-class ApprovalResults(ItemList[ApprovalOutcome]):
+class ApprovalResults(GroupResults[ApprovalOutcome]):
     """The approvals, in the order of the request."""
 
     items: list[ApprovalOutcome]
@@ -313,7 +335,7 @@ class DescribeOutcome(ItemOutcome[DescribedSubject]):
     """The outcome of one change."""
 
 
-class DescribeResults(ItemList[DescribeOutcome]):
+class DescribeResults(GroupResults[DescribeOutcome]):
     """The changes, in the order of the request."""
 
     items: list[DescribeOutcome]
@@ -329,7 +351,7 @@ class MoveGroup(GroupRequest):
     """Changes of descriptions, tags and links in the same transaction. Each needs the right to push."""
 
 
-class MoveResults(ItemList[MoveOutcome]):
+class MoveResults(GroupResults[MoveOutcome]):
     """The moves and the changes of metadata, in the order of the request."""
 
     items: list[MoveOutcome]

@@ -88,10 +88,12 @@ check_move = partial(check_item, operations.MOVE_ALIASES)
 
 
 class Groups(Versions):
-    """The routes about many adapters, over the connection of `registry`."""
+    """The routes about many adapters, over the connection of `registry`. All changes of one object are one group."""
 
     def __init__(self, registry: Versions) -> None:
         super().__init__(registry.url, connection=registry.connection)
+        self.group_id = ""
+        """Id of the group of the changes so far; empty before the first."""
 
     def move_aliases(
         self, items: Sequence[aliases.MoveItem], *, atomic: bool = False, dry_run: bool = False
@@ -107,8 +109,11 @@ class Groups(Versions):
             return [], self.change_metadata(metadata, atomic=True) if metadata else []
         _require_group(moves)
         _require_group(metadata)
-        request = aliases.MoveGroup(items=tuple(moves), metadata=tuple(metadata), atomic=True)
+        request = aliases.MoveGroup(
+            items=tuple(moves), metadata=tuple(metadata), atomic=True, group_id=self.group_id
+        )  # fmt: skip
         results = self.call(operations.MOVE_ALIASES, request)
+        self.group_id = results.group_id
         return (
             check_outcomes(moves, results.items, check_move),
             check_outcomes(metadata, results.metadata, check_description),
@@ -127,6 +132,16 @@ class Groups(Versions):
         """Describe many adapters and versions; return what each has then or its error, in the same order."""
         return self._in_groups(operations.CHANGE_METADATA, items, check_description, atomic=atomic, dry_run=dry_run)
 
+    def moves(
+        self, *, group_id: str = "", namespace: str = "", alias: str = "", by: str = "", since: datetime | None = None,
+        cursor: str = "",
+    ) -> aliases.MovePage:  # fmt: skip
+        """Return the moves of a group of changes, or since a time in a namespace, newest first."""
+        at = since.isoformat() if since else ""
+        return self.call(
+            operations.LIST_MOVES, group_id=group_id, namespace=namespace, alias=alias, by=by, since=at, cursor=cursor,
+        )  # fmt: skip
+
     def _in_groups(
         self, operation: Operation[Any, Any], items: Sequence[Any], check: Callable[[Any, Any], None], *, atomic: bool,
         dry_run: bool,
@@ -136,7 +151,10 @@ class Groups(Versions):
         outcomes: list[Any] = []
         for start in range(0, len(items), GROUP_LIMIT):
             group = tuple(items[start : start + GROUP_LIMIT])
-            results = self.call(operation, operation.request(items=group, atomic=atomic, dry_run=dry_run))
+            continued = "" if dry_run else self.group_id
+            request = operation.request(items=group, atomic=atomic, dry_run=dry_run, group_id=continued)
+            results = self.call(operation, request)
+            self.group_id = results.group_id or self.group_id
             outcomes += check_outcomes(group, results.items, check)
         return outcomes
 

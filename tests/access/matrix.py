@@ -35,6 +35,7 @@ ZERO = "sha256:" + "0" * 64
 QUERIES = {
     "/api/v1/lineage": {"base": "tiny-llama"},
     "/api/v1/engine-settings": {"base": "tiny-llama", "engine": "vllm==0.33.0"},
+    "/api/v1/moves": {"group_id": "grp_0123456789abcdef"},
     "/api/v1/events/stream": {"after": "x"},  # refused before the look at who asks: it would never end
 }
 GROUPS = frozenset({"/api/v1/moves", "/api/v1/approvals", "/api/v1/metadata"})
@@ -92,10 +93,9 @@ class Matrix:
         url = re.sub(r"\{[a-z_]+\}", "none", url)
         headers = {"If-Match": '"9"'} if method == "PUT" else {}
         body = _filled(self.bodies.get(f"{method} {path}", {}), words) if method in ("POST", "PUT", "PATCH") else None
-        response = send(
-            self.harness, method, url, self._secret(actor), json=body, params=QUERIES.get(path), headers=headers
-        )
-        return response_about(response) if path in BULK else response
+        query = QUERIES.get(path) if method == "GET" else None
+        response = send(self.harness, method, url, self._secret(actor), json=body, params=query, headers=headers)
+        return response_about(response) if path in BULK and method == "POST" else response
 
     def _secret(self, actor: str) -> str:
         if actor == "nobody":

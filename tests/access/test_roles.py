@@ -8,6 +8,8 @@ import json
 import pytest
 
 from registry.api.access import NamespaceSet, TokenCreate, TokenCreated
+from registry.api.aliases import MoveItem
+from registry.client.aliases import Groups
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.evaluation.gates import Gate
@@ -180,6 +182,16 @@ def test_a_right_for_single_aliases_moves_and_approves_these_and_gives_nothing_e
     for role, aliases in (("owner", ["canary"]), ("pusher", ["main"])):
         with pytest.raises(Invalid):
             owner.grant_role("acme", "carol@acme", role, aliases=aliases)
+
+
+def test_a_group_of_changes_is_of_one_identity_and_seen_where_its_adapters_are(tenants: Tenants) -> None:
+    owner, other = Groups(tenants.client("owner")), Groups(tenants.client("owner@globex"))
+    owner.move_aliases([MoveItem(name="acme/support", alias="canary", version="1")])
+    assert [move.name for move in owner.moves(group_id=owner.group_id).items] == ["acme/support"]
+    assert other.moves(group_id=owner.group_id).items == []
+    other.group_id = owner.group_id
+    with pytest.raises(Invalid, match="a group of changes of somebody else"):
+        other.move_aliases([MoveItem(name="globex/secret", alias="canary", version="1")])
 
 
 def test_a_push_with_an_alias_that_is_not_its_own_is_stored_and_says_so(tenants: Tenants) -> None:

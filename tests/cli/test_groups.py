@@ -12,6 +12,8 @@ from registry.client.adapters_file import read_adapters_file
 from registry.errors import Invalid
 from tests.cli.runner import CommandRunner
 
+ADAPTERS = ("cust-1", "cust-2", "other")
+
 
 @pytest.fixture
 def acme_cli(cli: CommandRunner) -> CommandRunner:
@@ -53,7 +55,7 @@ def test_a_group_is_promoted_by_a_plan_that_is_shown_first(acme_cli: CommandRunn
         ["acme/cust-1:staging", "@1", "planned"],
         ["acme/cust-2:staging", "@1", "planned"],
     ]
-    assert done.splitlines()[-1] == "2 moved, 0 unchanged, 0 refused"
+    assert done.splitlines()[-1].startswith("2 moved, 0 unchanged, 0 refused")
     assert done.count("OUTCOME") == 1, "the report does not repeat the plan"
     report = acme_cli("promote", *group, "--json").json
     assert [item["state"] for item in report["items"]] == ["unchanged", "unchanged", "moved"]
@@ -198,3 +200,39 @@ def test_a_adapters_file_with_a_wrong_value_is_refused_by_its_place(tmp_path: Pa
         read_adapters_file(file)
     with pytest.raises(Invalid, match="over the limit of 1048576 bytes"):
         read_adapters_file(Path("/dev/zero"))  # read no further than that
+
+
+def test_a_wave_is_undone_by_its_id_or_its_time_and_what_moved_since_is_listed(acme_cli: CommandRunner) -> None:
+    def move(names: str, target: str) -> str:
+        group = ("--namespace", "acme", "--from", target, "--to", "staging", "--select", names, "--json")
+        return str(acme_cli("promote", *group).json["group_id"])
+
+    def pointed() -> list[int]:
+        return [acme_cli("alias", "list", f"acme/{name}", "--json").json["items"][-1]["number"] for name in ADAPTERS]
+
+    move("*", "canary")
+    for name in ADAPTERS[:2]:
+        acme_cli.push(f"acme/{name}")
+    wave = move("cust-*", "main")
+    acme_cli("tag", "add", "--namespace", "acme", "--select", "other", "unrelated")
+    assert pointed() == [2, 2, 1]
+    moves = acme_cli("history", "acme", "--alias", "staging", "--json").json["moves"]
+    assert [item["group_id"] == wave for item in moves] == [True, True, False, False, False]
+    events = acme_cli("audit", "log", "--group", wave, "--json").json["items"]
+    assert [event["object"] for event in events] == ["acme/cust-1:staging", "acme/cust-2:staging"]
+    acme_cli.push("acme/cust-2")
+    acme_cli("promote", "acme/cust-2@3", "staging")
+    planned = acme_cli("rollback", "--group", wave, "--dry-run", expect=5)
+    assert "alias 'staging' of 'acme/cust-2' is at generation 3, not 2" in planned.stdout.replace("\n", " ")
+    for states in (["moved", "refused"], ["unchanged", "refused"]):
+        undone = acme_cli("rollback", "--group", wave, "--json", expect=5).json
+        assert [item["state"] for item in undone["items"]] == states
+    assert pointed() == [1, 3, 1]
+    move("cust-1", "main")
+    later = acme_cli("history", "acme", "--alias", "staging", "--json").json["moves"][0]["at"]
+    since = ("rollback", "--since", later, "--namespace", "acme", "--alias", "staging")
+    assert "no alias was moved" in acme_cli(*since, "--actor", "nobody@acme", expect=4).stderr
+    last = acme_cli(*since).stdout.splitlines()[-1]
+    assert re.fullmatch(r"1 moved, 0 unchanged, 0 refused  group grp_[0-9a-f]{16}", last)
+    assert pointed() == [1, 3, 1]
+    assert "no alias was moved in grp_0" in acme_cli("rollback", "--group", "grp_0000000000000000", expect=4).stderr

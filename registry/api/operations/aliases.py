@@ -17,6 +17,7 @@ from registry.api.aliases import (
     GateView,
     History,
     MoveGroup,
+    MovePage,
     MoveResults,
     NamespaceHistory,
     PromoteRequest,
@@ -50,6 +51,9 @@ SHOW_HISTORY = adapters.add(
 SHOW_NAMESPACE_HISTORY = adapters.add(
     "show_namespace_history", "GET /namespaces/{namespace}/history", PULL, NO_BODY, NamespaceHistory,
     echo={"namespace": "namespace", "moves.alias": "alias"},
+)
+LIST_MOVES = adapters.add(
+    "list_moves", "GET /moves", PULL, NO_BODY, MovePage, echo={"items.group_id": "group_id", "items.alias": "alias"},
 )
 CHANGE_METADATA = adapters.add(
     "change_metadata", "POST /metadata", PUSH, DescribeGroup, DescribeResults, is_bulk=True,

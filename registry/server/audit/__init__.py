@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, and_, func, or_, true
 from sqlmodel import Session, col, select
@@ -33,6 +33,8 @@ SCAN_LIMIT = 5000
 INDEXED_SCAN_LIMIT = 100_000
 """The same for a page about a namespace or an object, for which there are indexes."""
 ANY_TEXT = "*"
+GROUP_ID = "group_id"
+"""What a session knows the group of its changes by, and the detail of its events."""
 
 CLOCK_SLACK = timedelta(hours=1)
 """How much later than its time an event may be numbered: a transaction numbers its events at its end."""
@@ -52,6 +54,7 @@ class EventSearch:
     since: datetime | None = None
     until: datetime | None = None
     namespace: str = ""
+    group_id: str = ""
 
     @property
     def scan_limit(self) -> int:
@@ -70,6 +73,8 @@ class EventSearch:
             yield col(EventRow.object).like("%".join(parts), escape="\\")
         elif self.object:
             yield _is_about(self.object)
+        if self.group_id:
+            yield cast(Any, EventRow.detail)[GROUP_ID].as_string() == self.group_id
         if self.actor:
             yield col(EventRow.actor) == self.actor
         if self.since is not None:
@@ -113,6 +118,8 @@ def build(
     size_bytes = len(canonical_json(values))
     if size_bytes > DETAIL_LIMIT_BYTES:
         values = {"cut": f"{size_bytes} bytes of detail are over {DETAIL_LIMIT_BYTES}"}
+    if group_id := session.info.get(GROUP_ID):
+        values[GROUP_ID] = group_id
     if namespace is None:
         namespace = object.partition("/")[0] if event_type.about.in_namespace else ""
     return db.new_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from registry.api import aliases as views
 from registry.errors import Invalid, NotFound
 from registry.names import AdapterName
 from registry.roles import Scope
+from registry.server import audit
 from registry.server.access import namespaces
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, versions
@@ -132,6 +134,34 @@ def list_last_moves(session: Session, actor: Actor, *, limit: int) -> list[views
     return _read_moves(session, and_(*of), "", None, "", limit)[0]
 
 
+def list_moves(
+    session: Session, actor: Actor, *, group_id: str, namespace: str, alias: str, by: str, since: datetime | None,
+    cursor: str = "", limit: int,
+) -> views.MovePage:  # fmt: skip
+    """The moves of a group, or since a time in a namespace, of adapters that the actor may see; newest first."""
+    if not group_id and not (namespace and since):
+        raise Invalid("REQUEST_INVALID", "group_id: name the group of the moves, or a namespace and a time (since)")
+    conditions = [versions.visible(actor)]
+    conditions += [col(AliasMoveRow.group_id) == group_id] if group_id else []
+    conditions += [col(AdapterRow.namespace) == namespace] if namespace else []
+    conditions += [col(AliasMoveRow.actor) == by] if by else []
+    conditions += [col(AliasMoveRow.at) >= _in_utc("since", since)] if since else []
+    moves, next_cursor = _read_moves(session, and_(*conditions), alias, None, cursor, limit)
+    return views.MovePage(items=moves, next_cursor=next_cursor)
+
+
+def begin_group(session: Session, actor: Actor, request: views.GroupRequest) -> str:
+    """The id of the group that a request begins or continues, which its moves and events get; empty for a dry run."""
+    if request.dry_run:
+        return ""
+    others = select(AliasMoveRow.actor).where(AliasMoveRow.group_id == request.group_id).limit(1)
+    if request.group_id and session.exec(others.where(AliasMoveRow.actor != actor.identity)).first():
+        raise Invalid("REQUEST_INVALID", f"group_id: {request.group_id!r} is a group of changes of somebody else")
+    group_id = request.group_id or "grp_" + secrets.token_hex(8)
+    session.info[audit.GROUP_ID] = group_id
+    return group_id
+
+
 def _read_moves(
     session: Session, of: ColumnElement[bool], alias: str, at: datetime | None, cursor: str, limit: int
 ) -> tuple[list[views.NamespaceMove], str]:
@@ -168,13 +198,17 @@ def _read_moves(
     return moves, str(offset + limit) if len(rows) > limit else ""
 
 
-def _in_effect_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
+def _in_utc(field: str, at: datetime) -> datetime:
     if at.tzinfo is None:
-        raise Invalid("REQUEST_INVALID", "at: a time needs its zone, as in 2026-05-03T14:05:00+00:00")
+        raise Invalid("REQUEST_INVALID", f"{field}: a time needs its zone, as in 2026-05-03T14:05:00+00:00")
     try:
-        at = at.astimezone(UTC)
+        return at.astimezone(UTC)
     except OverflowError as e:
-        raise Invalid("REQUEST_INVALID", "at: a time in UTC has a year from 1 to 9999") from e
+        raise Invalid("REQUEST_INVALID", f"{field}: a time in UTC has a year from 1 to 9999") from e
+
+
+def _in_effect_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
+    at = _in_utc("at", at)
     later = aliased(AliasMoveRow)
     superseded = exists().where(
         and_(

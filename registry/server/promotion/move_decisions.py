@@ -146,6 +146,8 @@ def decide(actor: Actor, facts: MoveFacts) -> MoveDecision:
         raise aliases.unknown_alias(move.name, str(move.alias))
     version = facts.version if move.to is not None else _find_previous(facts)
     availability.require_available(move.name, version)
+    if move.is_rollback and move.to is not None and before.version_id == version.id:
+        return MoveDecision(move.name, move.alias, version, before, before.reason, moves=False)
     if not before.is_expected(move.expected_generation):
         raise moved_error(move.name, move.alias, move.expected_generation or 0, before)
     if is_return(move, version, facts.past):

@@ -289,7 +289,7 @@ def _record(session: Session, actor: Actor, decision: MoveDecision, at: datetime
         AliasMoveRow,
         adapter_id=version.adapter_id, alias=decision.alias, generation=generation, at=at, actor=actor.identity,
         token_id=actor.token_id, from_version_id=decision.before.version_id, to_version_id=version.id,
-        reason=decision.reason, evidence=[*decision.evidence],
+        reason=decision.reason, evidence=[*decision.evidence], group_id=session.info.get(audit.GROUP_ID, ""),
     )  # fmt: skip
     detail: dict[str, Any] = {"to": version.number, "digest": version.digest, "generation": generation}
     detail["reason"] = decision.reason

@@ -168,10 +168,11 @@ def change_metadata(
 ) -> DescribeResults:
     """Change descriptions, tags and links of many adapters and versions."""
     db.begin_writing(session)
+    group_id = aliases.begin_group(session, actor, request)
     changes = collect_outcomes(request.items, Description.of)
     described = describe.describe(session, actor, changes, atomic=request.atomic, dry_run=request.dry_run)
     items = outcomes_of(incoming, described, [item.subject for item in request.items])
-    return DescribeResults(items=[DescribeOutcome(**item) for item in items])
+    return DescribeResults(items=[DescribeOutcome(**item) for item in items], group_id=group_id)
 
 
 @router.serves(adapters_operations.SHOW_LINEAGE)

@@ -3,6 +3,7 @@
 An alias moves only under `If-Match: "<generation>"`: without it the response is 428, with an old generation 412.
 """
 
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import Header, Request, Response
@@ -26,6 +27,7 @@ from registry.api.aliases import (
     MoveGroup,
     MoveItem,
     MoveOutcome,
+    MovePage,
     MoveResults,
     PromoteRequest,
     RollbackRequest,
@@ -99,6 +101,7 @@ def move_aliases(
 ) -> MoveResults:
     """Promote or roll back aliases of many adapters, each through its gate, and change metadata with them."""
     db.begin_writing(session)
+    group_id = aliases.begin_group(session, actor, request)
     atomic, dry_run = request.atomic, request.dry_run
     changes = collect_outcomes(request.metadata, Description.of)
     described = describe.describe(session, actor, changes, atomic=atomic, dry_run=dry_run)
@@ -113,8 +116,22 @@ def move_aliases(
     items = outcomes_of(incoming, moved, [f"{item.name}:{item.alias}" for item in request.items])
     metadata = outcomes_of(incoming, described, [item.subject for item in request.metadata])
     return MoveResults(
-        items=[MoveOutcome(**item) for item in items], metadata=[DescribeOutcome(**item) for item in metadata]
-    )
+        items=[MoveOutcome(**item) for item in items], metadata=[DescribeOutcome(**item) for item in metadata],
+        group_id=group_id,
+    )  # fmt: skip
+
+
+@router.serves(operations.LIST_MOVES)
+def list_moves(
+    session: deps.SessionDep, actor: deps.ActorDep, cursor: deps.CursorDep, group_id: deps.Text = "",
+    namespace: deps.Text = "", alias: deps.Text = "", by: deps.Text = "", since: datetime | None = None,
+    limit: deps.LimitDep = deps.PAGE,
+) -> MovePage:  # fmt: skip
+    """List the moves of a group of changes, or since a time in a namespace, newest first."""
+    return aliases.list_moves(
+        session, actor, group_id=group_id, namespace=namespace, alias=alias, by=by, since=since, cursor=cursor,
+        limit=limit,
+    )  # fmt: skip
 
 
 def _read_move(item: MoveItem) -> Move:
@@ -211,10 +228,11 @@ def approve_versions(
 ) -> ApprovalResults:
     """Approve versions of many adapters for aliases."""
     db.begin_writing(session)
+    group_id = aliases.begin_group(session, actor, request)
     requested = collect_outcomes(request.items, _read_approval)
     approved = approvals.approve(session, actor, requested, atomic=request.atomic, dry_run=request.dry_run)
     items = outcomes_of(incoming, approved, [item.ref for item in request.items])
-    return ApprovalResults(items=[ApprovalOutcome(**item) for item in items])
+    return ApprovalResults(items=[ApprovalOutcome(**item) for item in items], group_id=group_id)
 
 
 def _read_approval(item: ApproveItem) -> NewApproval:

@@ -107,12 +107,13 @@ async def list_events(
     object: deps.Text = "",
     by: deps.Text = "",
     namespace: deps.Text = "",
+    group_id: deps.Text = "",
     first_at: datetime | None = None,
     last_at: datetime | None = None,
 ) -> EventPage:
     """List events. With `wait`, returns when there is one or the time is over."""
     times = _in_utc("first_at", first_at), _in_utc("last_at", last_at)
-    search = EventSearch(tuple(action), object, by, *times, namespace)
+    search = EventSearch(tuple(action), object, by, *times, namespace, group_id)
     reader = _EventReader(request, engine, log, search)
     until = time.monotonic() + wait
     page = await reader.read_page(after, limit, fresh=True)

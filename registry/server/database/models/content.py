@@ -295,3 +295,4 @@ class AliasMoveRow(SQLModel, table=True):
     token_id: str = ""
     reason: str = Field(default="", sa_type=Text)
     evidence: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+    group_id: str = Field(default="", index=True)
