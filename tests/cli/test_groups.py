@@ -223,7 +223,7 @@ def test_a_wave_is_undone_by_its_id_or_its_time_and_what_moved_since_is_listed(a
     acme_cli.push("acme/cust-2")
     acme_cli("promote", "acme/cust-2@3", "staging")
     planned = acme_cli("rollback", "--group", wave, "--dry-run", expect=5)
-    assert "alias 'staging' of 'acme/cust-2' is at generation 3, not 2" in planned.stdout.replace("\n", " ")
+    assert "it is at generation 3, not 2" in planned.stdout
     for states in (["moved", "refused"], ["unchanged", "refused"]):
         undone = acme_cli("rollback", "--group", wave, "--json", expect=5).json
         assert [item["state"] for item in undone["items"]] == states
