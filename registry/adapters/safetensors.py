@@ -45,17 +45,22 @@ _DIALECT = strict_json.Dialect(
     "TENSORS_INVALID", "safetensors", depth=3, signed_zero=False, unreadable="header_invalid"
 )
 _FIELDS = {"dtype", "shape", "data_offsets"}
-_LFS_POINTER = b"version "
-_SAVE_AGAIN = "save the adapter with save_pretrained(..., safe_serialization=True) and push that folder"
-_WRONG_FILES: tuple[tuple[bytes, str], ...] = (
-    (_LFS_POINTER, "a Git LFS pointer: the weights themselves were never downloaded"),
-    (b"<", "an HTML or XML page: a download stored the server's error message"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"PK\x03\x04", "a zip archive, as PyTorch's pickled .bin and .pt files are"),
-    (b"\x80", "a Python pickle, which can run code"),
-    (b"GGUF", "a GGUF file of llama.cpp"),
-    (b"{", "JSON text"),
+LFS_POINTER = b"version https://git-lfs"
+LFS_NEXT_STEP = "download the files themselves: git lfs pull"
+_AGAIN = "copy or download the file again"
+SAVE_AGAIN = (
+    "load it in PEFT (PeftModel.from_pretrained) and save it with save_pretrained(..., safe_serialization=True)"
 )
+_WRONG_FILES: tuple[tuple[bytes, str, str], ...] = (
+    (LFS_POINTER, "a Git LFS pointer: the weights themselves were never downloaded", LFS_NEXT_STEP),
+    (b"<", "an HTML or XML page: a download stored the server's error message", _AGAIN),
+    (b"\x1f\x8b", "a gzip archive", "unpack it"),
+    (b"PK\x03\x04", "a zip archive, as PyTorch's pickled .bin and .pt files are", SAVE_AGAIN),
+    (b"\x80", "a Python pickle, which can run code", SAVE_AGAIN),
+    (b"GGUF", "a GGUF file of llama.cpp", "name it *.gguf"),
+    (b"{", "JSON text", SAVE_AGAIN),
+)
+"""How a file begins that is no safetensors, what it is, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +115,18 @@ def read_header(read: Read, size_bytes: int, *, file: str) -> Header:
     """
     if size_bytes < 8:
         head = read(0, size_bytes) if size_bytes else b""
-        _refuse_file(file, head, f"is {size_bytes} bytes; a safetensors file begins with 8 bytes of length")
+        message = "is truncated" if size_bytes else "is empty"
+        _refuse_file(file, head, f"{message}: a safetensors file begins with 8 bytes of length", _AGAIN)
     head = read(0, 8)
     if len(head) != 8:
         _refuse_file(file, head, f"ended after {len(head)} of its first 8 bytes")
     (length,) = struct.unpack("<Q", head)
     if length > size_bytes - 8:
         head += read(8, min(size_bytes - 8, 16))
-        _refuse_file(file, head, f"says that its header is {length} bytes, but only {size_bytes - 8} follow")
+        message = f"its header should have {length} bytes, and only {size_bytes - 8} follow"
+        if length > HEADER_LIMIT_BYTES:
+            _refuse_file(file, head, f"is no safetensors file: {message}", SAVE_AGAIN)
+        _refuse_file(file, head, f"is truncated: {message}", _AGAIN)
     if length > HEADER_LIMIT_BYTES:
         _too_large(file, "safetensors.header_too_large", f"a header of {length} bytes", HEADER_LIMIT_BYTES, "bytes")
     raw = read(8, length)
@@ -140,19 +149,20 @@ def read_bytes(data: bytes | memoryview, *, file: str) -> Header:
 def wrong_file(head: bytes) -> str:
     """What a file is that begins with `head` and is not safetensors, in words; empty if unknown."""
     text = head.lstrip(b" \t\r\n\xef\xbb\xbf")
-    return next((words for magic, words in _WRONG_FILES if text.startswith(magic)), "")
+    return next((words for magic, words, _ in _WRONG_FILES if text.startswith(magic)), "")
 
 
-def _refuse_file(file: str, head: bytes, message: str) -> NoReturn:
+def _refuse_file(file: str, head: bytes, message: str, next_step: str = "") -> NoReturn:
     kind = wrong_file(head)
     if kind and not message.startswith("ended"):
         raise Invalid(
             "TENSORS_INVALID",
             f"{file} is not a safetensors file: it is {kind}",
             findings=[Finding("safetensors.not_safetensors", file, f"is {kind}")],
-            next_step="download the weights: git lfs pull" if head.startswith(_LFS_POINTER) else _SAVE_AGAIN,
+            next_step=next(step for _, words, step in _WRONG_FILES if words == kind),
         )
-    raise Invalid.from_finding("TENSORS_INVALID", Finding("safetensors.header_invalid", file, message))
+    finding = Finding("safetensors.header_invalid", file, message)
+    raise Invalid.from_finding("TENSORS_INVALID", finding, next_step=next_step)
 
 
 def _too_large(file: str, code: str, actual: str, limit: int, unit: str) -> NoReturn:
@@ -169,6 +179,7 @@ class _HeaderReader:
     def __init__(self, file: str, data_bytes: int) -> None:
         self._file = file
         self._data_bytes = data_bytes
+        self._is_truncated = False
         self._findings: list[Finding] = []
 
     def header(self, entries: dict[str, Any], data_start: int, size_bytes: int) -> Header:
@@ -185,6 +196,7 @@ class _HeaderReader:
                 "TENSORS_INVALID",
                 f"{self._file}: {first.location!r}: {first.message}" + (f" (and {more} more)" if more else ""),
                 findings=self._findings,
+                next_step=_AGAIN if self._is_truncated else "",
             )
         return Header(tuple(tensors), metadata, data_start, size_bytes)
 
@@ -224,6 +236,7 @@ class _HeaderReader:
             rule = "data_offsets must be two whole numbers, rising"
             if self._whole_numbers(offsets) and len(offsets) == 2 and offsets[1] > self._data_bytes:
                 rule = f"ends at data byte {offsets[1]} of {self._data_bytes}: the file is truncated"
+                self._is_truncated = True
             self._broken("safetensors.offsets_invalid", name, rule)
             return None
         if not self._whole_numbers(shape) or len(shape) > DIMENSIONS_LIMIT or max(shape, default=0) > SIDE_LIMIT:

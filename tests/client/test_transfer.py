@@ -101,6 +101,11 @@ def pickled(folder: Path) -> None:
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04.")
 
 
+def pointer(folder: Path) -> None:
+    """What `git clone` leaves without Git LFS: also of files that are no weights."""
+    (folder / "README.md").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
+
+
 def code(folder: Path) -> None:
     (folder / "modeling.py").write_text("print()")
 
@@ -128,6 +133,7 @@ def cut_weights(folder: Path) -> None:
         (pipe, Invalid, "file.special_refused"),
         (unix_socket, Invalid, "file.special_refused"),
         (pickled, Invalid, "file.pickle_refused"),
+        (pointer, Invalid, "file.lfs_pointer"),
         (code, Invalid, "file.code_refused"),
         (no_weights, Invalid, "adapter.weights_missing"),
         (no_config, Invalid, "adapter.config_missing"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.adapters import safetensors
-from registry.errors import TooLarge
+from registry.errors import Invalid, TooLarge
 from tests import samples
 
 FILE = "adapter_model.safetensors"
@@ -68,3 +68,19 @@ def test_a_header_of_more_tensors_than_the_limit_is_too_large(monkeypatch: pytes
 def test_a_wrong_file_is_called_by_its_name(head: bytes, words: str) -> None:
     assert words in safetensors.wrong_file(head)
     assert bool(words) == bool(safetensors.wrong_file(head))
+
+
+@pytest.mark.parametrize(
+    ("keep", "words", "next_step"),
+    [
+        (0, "is empty", "download the file again"),
+        (5, "is truncated: a safetensors file begins with 8 bytes", "download the file again"),
+        (40, "is truncated: its header should have", "download the file again"),
+        (-1, "the file is truncated", "download the file again"),
+    ],
+)
+def test_a_file_that_was_cut_off_says_so_and_what_to_do(keep: int, words: str, next_step: str) -> None:
+    whole = samples.lora(samples.llama())[samples.WEIGHTS]
+    with pytest.raises(Invalid, match=words) as refused:
+        safetensors.read_bytes(whole[:keep], file=FILE)
+    assert next_step in str(refused.value.next_step)

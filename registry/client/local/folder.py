@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from registry import names
-from registry.adapters.safetensors import read_header
+from registry.adapters.safetensors import LFS_NEXT_STEP, LFS_POINTER, SAVE_AGAIN, read_header
 from registry.api.transfer import EXCERPT_LIMIT_BYTES
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
@@ -34,6 +34,8 @@ from registry.versions.provenance import Provenance
 ENTRIES_LIMIT = 10_000
 UNREAD_LIMIT_BYTES = 64 * 2**20
 """The header of a larger file is read before the file is hashed, which takes seconds: it says what is cut off."""
+POINTER_LIMIT_BYTES = 1024
+"""A Git LFS pointer has some 130 bytes."""
 _REFUSED_CODES = frozenset({WHOLE_MODEL, *(code for _, code, _ in REFUSED)})
 _IGNORED = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"})
 """Files of trainers beside an adapter. They are left out, pickle or not."""
@@ -121,6 +123,10 @@ def _read(path: Path, selected: dict[str, tuple[Path, int]], left_out: list[Find
         message = f"has {len(selected)} files of a version, and the limit is {FILES_LIMIT}"
         raise TooLarge("SIZE_INVALID", f"'{path}' {message}", next_step="move out what does not belong to the adapter")
     sources = {name: entry for name, (entry, _) in selected.items()}
+    for name, (entry, size_bytes) in selected.items():
+        if size_bytes <= POINTER_LIMIT_BYTES and read_at(entry, 0, len(LFS_POINTER)) == LFS_POINTER:
+            finding = Finding("file.lfs_pointer", name, "is a Git LFS pointer: the file itself was never downloaded")
+            raise Invalid.from_finding("FOLDER_INVALID", finding, next_step=LFS_NEXT_STEP)
     described = [describe(name, size) for name, (_, size) in selected.items()]
     for file in described:
         if file.path.endswith(".safetensors") and file.size_bytes > UNREAD_LIMIT_BYTES:
@@ -171,6 +177,8 @@ def select_files(path: Path) -> tuple[dict[str, tuple[Path, int]], list[Finding]
             next_step = "take it out of the folder and push again"
         elif any(reason.code == WHOLE_MODEL for reason in refused):
             next_step = WHOLE_MODEL_STEP
+        elif any(reason.code == "file.pickle_refused" for reason in refused):
+            next_step = SAVE_AGAIN
         else:
             next_step = "push the folder that save_pretrained() wrote, with adapter_model.safetensors in it"
         raise Invalid(

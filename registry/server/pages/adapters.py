@@ -24,7 +24,7 @@ from registry.server.database.models import VersionRow
 from registry.server.http.dependencies import ADAPTER, CursorDep, NameDep, QuickBlobsDep, SessionDep
 from registry.server.http.services import services_of
 from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
-from registry.server.pages.rendering import create_router, render, sparkline_points
+from registry.server.pages.rendering import create_router, render
 from registry.server.pages.sessions.forms import may_change
 from registry.server.pages.sessions.visitors import VisitorDep, record_page_read
 from registry.server.promotion import aliases, gates
@@ -64,7 +64,6 @@ def show_adapter(
         readme=readme, readme_problem=problem, alias=shown_alias,
         examples=usage_examples(request, name, shown_alias, page.items[0]) if page.items else [],
         trend=verdict_trend(page.items), may_promote=may_change(visitor, Scope.PROMOTE, name),
-        sizes=sparkline_points([(version.number, version.size_bytes) for version in reversed(page.items)]),
     )  # fmt: skip
 
 

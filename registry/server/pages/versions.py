@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,6 +52,9 @@ REPORT_LIMIT_BYTES = 8 * 2**20
 CELLS_LIMIT = 1000
 """Cells of a heat map. A larger grid is shown as one number a layer."""
 HEAT_LEVELS = 9
+OUTLIER = 3
+"""A module stands out whose number is so many times the median of all."""
+OUTLIERS_SHOWN = 5
 ANSWERS_SHOWN = 12
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -142,12 +146,17 @@ class HeatCell:
 
 @dataclass(frozen=True, slots=True)
 class HeatTable:
-    """A table of numbers by layer and kind of module. `is_share`: shares of the base's weights, not norms."""
+    """A table of numbers by layer and kind of module. `is_share`: shares of the base's weights, not norms.
+
+    `outliers`: the cells, as (row, column, value), that are `OUTLIER` times the `median` and more, largest first.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[HeatCell, ...]], ...]
     is_share: bool
     high: float
+    median: float
+    outliers: tuple[tuple[str, str, float], ...]
 
 
 def heat_map(norms: NormsView) -> HeatTable | None:
@@ -170,7 +179,10 @@ def heat_table(
         grid = Grid(tuple(row for row, _ in totals), ("all modules",), {(row, "all modules"): v for row, v in totals})
     high = max(grid.cells.values()) if high is None else high
     rows = tuple((row, tuple(_cell(grid, row, column, high) for column in grid.columns)) for row in grid.rows)
-    return HeatTable(grid.columns, rows, is_share, high)
+    median = statistics.median(grid.cells.values())
+    outliers = [(row, column, value) for (row, column), value in grid.cells.items() if value >= OUTLIER * median > 0]
+    outliers.sort(key=lambda cell: -cell[2])
+    return HeatTable(grid.columns, rows, is_share, high, median, tuple(outliers[:OUTLIERS_SHOWN]))
 
 
 def _cell(grid: Grid, row: str, column: str, high: float) -> HeatCell:
