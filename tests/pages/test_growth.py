@@ -39,7 +39,7 @@ PATHS = (
     *(f"{API}/adapters?limit=25&{search}" for search in (*SEARCHES, *MORE_SEARCHES) if "check=" not in search),
     f"/adapters/{PUSHED}", f"/adapters/{PUSHED}/versions/1", f"/adapters/{PUSHED}/versions/1/lineage",
     f"/adapters/{RARE}/aliases/rare", f"/compare?first={PUSHED}@1&second={RARE}@1",
-    "/namespaces/acme", "/bases", "/bases/tiny-llama", "/bases/rare-llama", "/fleet", "/jobs", f"/jobs?ref={RARE}",
+    "/namespaces/acme", "/bases", "/bases/tiny-llama", "/bases/rare-llama", "/fleet", "/fleet/gpu", "/jobs", f"/jobs?ref={RARE}",
     "/jobs?state=failed", "/audit", f"/audit?object={RARE}", "/settings", "/settings/namespaces/acme",
     f"/settings/adapters/{PUSHED}", "/settings/tokens", "/settings/tokens/own", "/settings/webhooks", "/status",
     f"{API}/metrics",

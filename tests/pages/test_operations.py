@@ -43,15 +43,17 @@ def text_of(page: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
-def test_the_fleet_shows_nodes_versions_and_convergence(signed_in: Browser) -> None:
+def test_the_fleet_says_at_once_whether_all_is_well(signed_in: Browser) -> None:
     page = signed_in.get("/fleet?adapter=acme/fleet").text
-    assert "1 of" in text_of(page)
-    assert "node-of-acme" in page
-    assert "&lt;i&gt;loaded&lt;/i&gt;" in page
+    assert "2 nodes 0 lost 1 problem 0 of 1 alias converged" in text_of(page)
+    assert "node-of-library acme/fleet:canary does not serve 1" in text_of(page)
+    assert 'href="/fleet/node-of-acme"' in page
+    assert "&lt;i&gt;loaded&lt;/i&gt;" in signed_in.get("/fleet/node-of-acme").text
     assert "No nodes" in signed_in.get("/fleet?base=nothing").text
+    assert signed_in.get("/fleet/nothing").status_code == 404
 
 
-def test_a_node_that_serves_another_version_than_it_should_is_red(registry: Harness, signed_in: Browser) -> None:
+def test_a_node_that_serves_another_version_than_it_should_is_a_problem(registry: Harness, signed_in: Browser) -> None:
     registry.push("acme/drift", alias="canary")
     first = registry.admin.version("acme/drift@1").digest
     report = NodeReport(
@@ -59,16 +61,21 @@ def test_a_node_that_serves_another_version_than_it_should_is_red(registry: Harn
         slots=[SlotReport(adapter="acme/drift", digest=first, served_name="drift", state=SlotState.SERVING)],
     )  # fmt: skip
     registry.admin.report_node("drifting", "vllm", report)
-    assert "serves another version" not in signed_in.get("/fleet?adapter=acme/drift").text
+    assert "drifting serves" not in text_of(signed_in.get("/fleet?adapter=acme/drift").text)
     registry.push("acme/drift", alias="canary")
-    assert 'class="badge fail">serves another version' in signed_in.get("/fleet?adapter=acme/drift").text
+    page = signed_in.get("/fleet?adapter=acme/drift").text
+    assert "drifting acme/drift:canary serves 1, should be 2" in text_of(page)
+    assert 'title="serves 1, should be 2">!1' in page
+    assert "0 of 1 alias converged" in text_of(page)
+    assert 'class="badge fail">serves another version' in signed_in.get("/fleet/drifting").text
 
 
 def test_a_lost_node_serves_nothing(signed_in: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     later = db.now() + timedelta(minutes=30)
     monkeypatch.setattr(db, "now", lambda: later)
     page = signed_in.get("/fleet?adapter=acme/fleet").text
-    assert "acme/fleet – was serving" in text_of(page)
+    assert re.search("([0-9]+) nodes \\1 lost \\1 problems", text_of(page))
+    assert "acme/fleet – was serving" in text_of(signed_in.get("/fleet/node-of-acme").text)
     assert 'class="badge pass"' not in page
 
 

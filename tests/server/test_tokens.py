@@ -59,6 +59,7 @@ PAGES = {
     ("GET", "/bases"): 401,
     ("GET", "/bases/{base:path}"): 401,
     ("GET", "/fleet"): 401,
+    ("GET", "/fleet/{node}"): 401,
     ("GET", "/jobs"): 401,
     ("GET", "/jobs/{job_id}"): 401,
     ("POST", "/jobs/{job_id}/cancel"): 401,

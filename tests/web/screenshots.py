@@ -38,6 +38,7 @@ PAGES = {
     "alias": "/adapters/acme/support/aliases/prod?at=2030-01-01T00:00",
     "alias-closed": "/adapters/acme/support/aliases/prod?version=4",
     "fleet": "/fleet",
+    "node": "/fleet/gpu-2",
     "jobs": "/jobs",
     "audit": "/audit",
     "proof": "/audit/7",
