@@ -77,3 +77,30 @@ def test_nobody_finds_by_a_digest_or_a_run_what_they_may_not_see(registry: Harne
         assert page.status_code == 200, text
         assert "/adapters/acme/support" not in page.text, text
         assert "Did you mean" not in page.text, text
+
+
+def test_a_namespace_shows_where_each_alias_is_and_promotes_what_is_chosen(
+    registry: Harness, signed_in: Browser
+) -> None:
+    registry.push("acme/chosen")
+    registry.admin.set_gate("acme/chosen", "canary", Gate())
+    registry.admin.promote("acme/chosen", "canary", "1", generation=0)
+    registry.push("acme/chosen")
+    page = signed_in.get("/namespaces/acme").text
+    text = " ".join(re.sub("<[^>]*>", " ", page).split())
+    assert "Gate of prod :" in text
+    assert re.search(r"support 1 ✓ Ready (– )?3 ✓ Ready \+2", text), "conclusions, and the distance"
+    assert 'name="support:prod"' in page, "an approval is what it lacks"
+
+    def send(**fields: str) -> int:
+        return signed_in.submit("/namespaces/acme", "/namespaces/acme/releases", None, **fields).status_code
+
+    both = {"chosen:canary": "2.1", "support:prod": "3.1"}
+    assert send(change="promote") == 400, "nothing is chosen"
+    assert send(change="promote", **{"chosen:canary": "2.0"}) == 412, "an old page moves nothing"
+    assert send(change="promote", **both) == 422, "one whose gate is closed lets none move"
+    assert registry.admin.alias("acme/chosen", "canary").number == 1
+    assert send(change="approve", **{"support:prod": "3.1"}) == 303
+    assert send(change="promote", reason="both", **both) == 303
+    aliases = (("acme/chosen", "canary"), ("acme/support", "prod"))
+    assert [registry.admin.alias(name, alias).number for name, alias in aliases] == [2, 3]

@@ -164,7 +164,7 @@ def test_a_rotated_secret_promotes_nothing(filled: Harness, browser: Browser) ->
 
 
 def test_a_namespace_lists_its_aliases_and_one_without_adapters_says_so(filled: Harness, signed_in: Browser) -> None:
-    assert "prod → 1" in signed_in.get("/namespaces/acme").text
+    assert 'aliases/prod">1</a>' in signed_in.get("/namespaces/acme").text
     empty = signed_in.get("/namespaces/library")
     assert (empty.status_code, "No adapters." in empty.text) == (200, True)
     assert "adapter push FOLDER library/NAME" in empty.text

@@ -55,6 +55,7 @@ PAGES = {
     ("POST", "/adapters/{namespace}/{name}/aliases/{alias}/rollback"): 400,
     ("POST", "/adapters/{namespace}/{name}/aliases/{alias}/delete"): 400,
     ("POST", "/adapters/{namespace}/{name}/versions/{selector}/withdrawal/{change}"): 400,
+    ("POST", "/namespaces/{namespace}/releases"): 401,
     ("GET", "/namespaces/{namespace}"): 404,
     ("GET", "/bases"): 401,
     ("GET", "/bases/{base:path}"): 401,

@@ -1,10 +1,11 @@
 """What all checks of versions come to: of those that a page names, whatever their adapters are."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import tuple_
 from sqlmodel import Session, col, select
 
+from registry.api.catalog import AdapterView, VersionView
 from registry.evaluation.conclusions import Conclusion, conclude
 from registry.names import AdapterName
 from registry.server.catalog import verdicts
@@ -34,3 +35,21 @@ def conclude_versions(
         )
         for row in rows
     }
+
+
+def conclude_adapters(session: Session, adapters: Sequence[AdapterView]) -> dict[tuple[str, int], Conclusion]:
+    """Adapter and number → the conclusion, of the newest versions and of those that aliases point at."""
+    numbers = {
+        (AdapterName.parse(adapter.name), number)
+        for adapter in adapters
+        for number in (adapter.newest, *adapter.aliases.values())
+    }
+    concluded = conclude_versions(session, numbers)
+    return {(str(name), number): conclusion for (name, number), conclusion in concluded.items()}
+
+
+def conclude_view(version: VersionView) -> Conclusion:
+    """The conclusion of a version whose verdicts were read."""
+    outcomes = {verdicts.label(v.check, v.profile, v.by_owner): str(v.outcome) for v in version.verdicts}
+    is_quarantined = version.quarantined_at is not None
+    return conclude(outcomes, is_yanked=version.yanked_at is not None, is_quarantined=is_quarantined)

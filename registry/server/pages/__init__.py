@@ -10,6 +10,7 @@ from registry.server.pages import (
     compare,
     hub_addresses,
     lineage,
+    namespaces,
     rendering,
     search,
     sign_in,
@@ -17,11 +18,12 @@ from registry.server.pages import (
 )
 from registry.server.pages.operations import audit, fleet, jobs, live
 from registry.server.pages.settings import adapters as adapter_settings
-from registry.server.pages.settings import namespaces, tokens, webhooks
+from registry.server.pages.settings import namespaces as namespace_settings
+from registry.server.pages.settings import tokens, webhooks
 
-SETTINGS_PAGES = (namespaces, adapter_settings, tokens, webhooks)
+SETTINGS_PAGES = (namespace_settings, adapter_settings, tokens, webhooks)
 PAGES = (
-    search, adapters, lineage, versions, aliases, compare, bases, fleet, jobs, live, audit, *SETTINGS_PAGES, sign_in,
-    rendering, hub_addresses,
+    search, namespaces, adapters, lineage, versions, aliases, compare, bases, fleet, jobs, live, audit, *SETTINGS_PAGES,
+    sign_in, rendering, hub_addresses,
 )  # fmt: skip
 ROUTERS = tuple(page.router for page in PAGES)

@@ -1,7 +1,7 @@
 """The page of an adapter: its README, versions, aliases with their gates, and how to use it."""
 
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import Request, Response
@@ -12,28 +12,25 @@ from registry.adapters import formats
 from registry.api import PREFIX
 from registry.api.catalog import VersionView
 from registry.errors import RegistryError, Unavailable
-from registry.evaluation.conclusions import Conclusion, conclude
-from registry.names import NEWEST, AdapterName, Ref
+from registry.names import NEWEST, AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
-from registry.server.catalog import files, version_groups, versions
+from registry.server.catalog import conclusions, files, version_groups, versions
 from registry.server.catalog.search import adapters
-from registry.server.catalog.verdicts import label, newest_outcomes
+from registry.server.catalog.verdicts import label
 from registry.server.database import db
-from registry.server.database.models import VersionRow
 from registry.server.http.dependencies import ADAPTER, CursorDep, NameDep, QuickBlobsDep, SessionDep
 from registry.server.http.services import services_of
 from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
 from registry.server.pages.rendering import create_router, render
 from registry.server.pages.sessions.forms import may_change
 from registry.server.pages.sessions.visitors import VisitorDep, record_page_read
-from registry.server.promotion import aliases, gates
+from registry.server.promotion import aliases, gates, release_board
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.files import CARD
 
 router = create_router()
 PAGE_VERSIONS = 20
-PRODUCTION = ("prod", "production")
 DELETED_SHOWN = 20
 
 
@@ -50,29 +47,22 @@ def show_adapter(
     effective = gates.find_gates(session, [(name, adapter_id, pointer.alias) for pointer in pointers])
     deleted = aliases.find_deleted(session, adapter_id, DELETED_SHOWN)
     newest = page.items[0] if page.items and not cursor else None
-    serving = next((p for p in pointers if p.alias in PRODUCTION), None)
+    serving = next((p for p in pointers if p.alias in release_board.PRODUCTION), None)
     shown_alias, number = (serving.alias, serving.number) if serving else (NEWEST, adapter.newest)
-    serves = _conclude(session, actor, name, {p.number for p in pointers})
+    concluded = conclusions.conclude_versions(session, {(name, pointer.number) for pointer in pointers})
     readme, problem = _read_readme(session, actor, name, number, blobs) if newest is not None else ("", "")
     if readme:
         record_page_read(request, visitor, name, number)
     return render(
         request, "adapter.html", title=adapter.name, adapter=adapter, name=name, versions=page, cursor=cursor,
-        newest=newest, aliases=sorted(pointers, key=lambda p: p.alias not in PRODUCTION), deleted=deleted,
-        serves=serves, readme_number=number,
+        newest=newest, aliases=sorted(pointers, key=lambda p: p.alias not in release_board.PRODUCTION), deleted=deleted,
+        serves={of: conclusion for (_, of), conclusion in concluded.items()}, readme_number=number,
+        verdict_of=conclusions.conclude_view,
         gates={view.alias: view.gate.describe() for view in effective},
         readme=readme, readme_problem=problem, alias=shown_alias,
         examples=usage_examples(request, name, shown_alias, page.items[0]) if page.items else [],
         trend=verdict_trend(page.items), may_promote=may_change(visitor, Scope.PROMOTE, name),
     )  # fmt: skip
-
-
-def _conclude(session: Session, actor: Actor, name: AdapterName, numbers: Set[int]) -> dict[int, Conclusion]:
-    """Number → what the checks of the version come to, of versions that aliases point at."""
-    rows = version_groups.find_all(session, actor, [Ref(name, number) for number in sorted(numbers)]).values()
-    ids = {row.id or 0: row.number for row in rows if isinstance(row, VersionRow)}
-    outcomes = newest_outcomes(session, set(ids))
-    return {number: conclude(outcomes[version_id]) for version_id, number in ids.items()}
 
 
 def _read_readme(

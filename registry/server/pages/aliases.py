@@ -1,6 +1,5 @@
-"""The pages of production: the aliases of a namespace, and one alias: its gate and history; approving and moving it."""
+"""The page of an alias: its gate and history; approving and moving it."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -8,21 +7,16 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Query, Request, Response
-from sqlmodel import Session
 
 from registry import names
-from registry.api.aliases import AliasMove, ApproveRequest, GateCheck, PromoteRequest, RollbackRequest
-from registry.api.catalog import AdapterPage
+from registry.api.aliases import AliasMove, ApproveRequest, PromoteRequest, RollbackRequest
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 from registry.roles import Scope
-from registry.server.access import namespaces
-from registry.server.actors import Actor, unknown_adapter, unknown_namespace
+from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import version_groups, versions
-from registry.server.catalog.search import adapters
-from registry.server.catalog.search.filters import Search
 from registry.server.database.models import VersionRow
-from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
+from registry.server.http.dependencies import ADAPTER, CursorDep, NameDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.outcomes import only
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
@@ -34,46 +28,11 @@ from registry.server.promotion.move_decisions import Move
 
 router = create_router()
 ALIAS = ADAPTER + "/aliases/{alias}"
-PAGE_ADAPTERS = 50
-ALIASES_SHOWN = 8
 VERSIONS_OFFERED = 30
 MOVES_SHOWN = 50
 SPANS_SHOWN, SHARES = 12, 6
 Candidate = Annotated[str, Query(max_length=100)]
 Moment = Annotated[str, Query(max_length=40)]
-
-
-@router.get(NAMESPACE)
-def show_namespace(
-    request: Request, session: SessionDep, visitor: VisitorDep, namespace: str, cursor: CursorDep
-) -> Response:
-    """Show where the aliases of all adapters of a namespace point."""
-    if not visitor.actor.may(Scope.PULL, names.namespace(namespace)):
-        raise unknown_namespace(namespace)
-    page = adapters.search_adapters(
-        session, visitor.actor, Search(namespace=namespace), cursor=cursor, limit=PAGE_ADAPTERS
-    )
-    if not page.items:
-        namespaces.show(session, visitor.actor, namespace)  # raises if there is no such namespace
-    checks = _check_newest(session, visitor.actor, namespace, page) if visitor.signed_in else {}
-    return render(
-        request, "namespace.html", title=f"Production of {namespace}", namespace=namespace, adapters=page,
-        shown=ALIASES_SHOWN, cursor=cursor, checks=checks,
-    )  # fmt: skip
-
-
-def _check_newest(session: Session, actor: Actor, namespace: str, page: AdapterPage) -> dict[str, list[GateCheck]]:
-    """Adapter → what its newest version still needs for each of its aliases, and those with a gate of the namespace."""
-    gated = [view.alias for view in gates.list_gates(session, actor, namespace).items]
-    channels = [
-        (Ref(AdapterName.parse(item.name), item.newest), alias)
-        for item in page.items
-        for alias in [alias for alias in dict.fromkeys([*item.aliases, *gated]) if alias != NEWEST][:ALIASES_SHOWN]
-    ]
-    checks: dict[str, list[GateCheck]] = defaultdict(list)
-    for (ref, _), check in gates.check_gates(session, actor, channels).items():
-        checks[str(ref.name)].append(check)
-    return checks
 
 
 @router.get(ADAPTER + "/aliases")

@@ -2,7 +2,7 @@
 
 from fastapi import Request, Response
 
-from registry.server.catalog import bases
+from registry.server.catalog import bases, conclusions
 from registry.server.catalog.search import adapters
 from registry.server.catalog.search.filters import Search
 from registry.server.evaluation import engine_compat, engine_profiles
@@ -39,6 +39,7 @@ def show_base(
         engines = engine_compat.settings_for_base(session, visitor.actor, view.name, profiles, limit=SETTINGS_ADAPTERS)
     return render(
         request, "base.html", title=view.name, base=view, adapters=page, engines=engines,
+        conclusions=conclusions.conclude_adapters(session, page.items),
         campaigns=campaigns.list_newest(session, visitor.actor, view.name),
         modules=list(view.spec.modules.items())[:MODULES_SHOWN],
     )  # fmt: skip

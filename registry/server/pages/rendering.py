@@ -65,6 +65,7 @@ DONE = {
     "rollback_alias": "The alias is rolled back.",
     "delete_alias": "The alias is deleted.",
     "change_version": "The version is changed.",
+    "release_versions": "What was chosen is approved or promoted.",
     "cancel_job": "The job is cancelled.",
     "create_namespace": "The namespace is created.",
     "change_namespace": "The namespace is changed.",

@@ -16,7 +16,6 @@ from registry.adapters.formats import FORMATS
 from registry.adapters.methods import METHODS
 from registry.api.catalog import AdapterPage, AdapterView
 from registry.errors import Invalid, NotFound, RegistryError
-from registry.evaluation.conclusions import Conclusion
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName, Ref
 from registry.roles import Scope
@@ -46,7 +45,6 @@ FIELDS = (
 UPDATED, NAME, FAILING = "updated", "name", "failing"
 ORDERS = {UPDATED: "last updated", NAME: "name", FAILING: "failing"}
 PAGES_OF_IDS = {"job_": "/jobs", "cam_": "/campaigns"}
-PRODUCTION = ("prod", "production")
 
 
 @router.get("/")
@@ -76,8 +74,8 @@ def show_search(
     return render(
         request, "search.html", status, title=f"{text} · Search" if text else "Adapters", filters=filters, used=used,
         page=page, cursor=cursor, page_size=PAGE_ADAPTERS, problem=problem, order=order, orders=ORDERS,
-        exact_matches=exact_matches, near=near, production=PRODUCTION,
-        conclusions=conclude_aliases(session, page.items),
+        exact_matches=exact_matches, near=near, production=release_board.PRODUCTION,
+        conclusions=conclusions.conclude_adapters(session, page.items),
         choices={"method": sorted(METHODS), "format": sorted(FORMATS), "check": [*CHECKS, *profiles],
                  "outcome": list(Outcome)},
         home=_home(session, visitor, page.items) if is_home else None,
@@ -94,15 +92,6 @@ def _list(session: Session, actor: Actor, search: Search, order: str, cursor: st
     return page.model_copy(
         update={"total": adapters.search_adapters(session, actor, search, limit=1, count=True).total}
     )
-
-
-def conclude_aliases(session: Session, items: list[AdapterView]) -> dict[tuple[str, int], Conclusion]:
-    """Adapter and number → what the checks come to, of the newest version and of those that aliases point at."""
-    numbered = {
-        (AdapterName.parse(item.name), number) for item in items for number in (item.newest, *item.aliases.values())
-    }
-    concluded = conclusions.conclude_versions(session, numbered)
-    return {(str(name), number): conclusion for (name, number), conclusion in concluded.items()}
 
 
 def _home(session: Session, visitor: Visitor, items: list[AdapterView]) -> dict[str, Any]:

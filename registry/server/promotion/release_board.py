@@ -1,9 +1,10 @@
-"""The release board: for each adapter of a list, what its newest version still needs for its aliases."""
+"""The release board: where the aliases of a list of adapters point, and what their newest versions still need."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from sqlmodel import Session
+from sqlalchemy import tuple_
+from sqlmodel import Session, col, select
 
 from registry.api.aliases import GateCheck
 from registry.api.catalog import AdapterView
@@ -11,10 +12,31 @@ from registry.names import NEWEST, AdapterName, Ref
 from registry.next_steps import StepKind
 from registry.roles import Scope
 from registry.server.actors import Actor
+from registry.server.database.models import AdapterRow, AliasRow
 from registry.server.promotion import gates
 
 ALIASES_SHOWN = 8
 """Of each adapter."""
+COLUMNS = 4
+PRODUCTION = ("prod", "production")
+"""The names of the aliases that serve customers; they come first."""
+
+
+def choose_columns(adapters: Sequence[AdapterView], gated: Sequence[str]) -> list[str]:
+    """The aliases that have a column: those of production, those with a gate, and those that most adapters have."""
+    often = Counter(alias for adapter in adapters for alias in adapter.aliases if alias != NEWEST)
+    ranked = sorted({*often, *gated}, key=lambda alias: (alias not in PRODUCTION, alias not in gated, -often[alias]))
+    return ranked[:COLUMNS]
+
+
+def read_generations(session: Session, adapters: Sequence[AdapterView]) -> dict[tuple[str, str], int]:
+    """Adapter and alias → how often the alias has moved."""
+    statement = select(AdapterRow.namespace, AdapterRow.name, AliasRow.alias, AliasRow.generation).join(
+        AdapterRow, col(AdapterRow.id) == col(AliasRow.adapter_id)
+    )
+    pairs = [tuple(adapter.name.split("/")) for adapter in adapters]
+    rows = session.exec(statement.where(tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(pairs)))
+    return {(f"{namespace}/{name}", alias): generation for namespace, name, alias, generation in rows}
 
 
 def check_newest(session: Session, actor: Actor, adapters: Sequence[AdapterView]) -> dict[str, list[GateCheck]]:

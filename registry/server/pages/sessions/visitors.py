@@ -26,7 +26,7 @@ from registry.server.http.request_actor import count_request, current_actor, rec
 from registry.server.http.services import services_of
 from registry.server.pages.sessions import page_sessions
 
-FIELDS_LIMIT = 24
+FIELDS_LIMIT = 100
 NEXT_LIMIT = 500
 COOKIE_LIMIT = 1000
 FORM_FIELD = "form_token"
