@@ -22,6 +22,7 @@ from . import output, tables
 from .tables import Column, Table
 
 PAGE_LIMIT = 200
+LEFT_OUT_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +105,33 @@ def _proceed(atomic: str) -> tuple[Callable[[Any], Any], ...]:
 
 
 def select(registry: Versions, options: Options, alias: str = "") -> list[AdapterView]:
-    """The adapters that the options select, of those with this alias, by name. `NotFound` for none."""
+    """The adapters that the options select, of those with this alias, by name. `NotFound` for none.
+
+    With an alias, tags are those of the version that it points at. Adapters whose name matches are said to be left out.
+    """
     tags = [text.removeprefix("tag=") for text in options.select if text.startswith("tag=")]
     patterns = [text for text in options.select if not text.startswith("tag=")]
     if mistaken := next((text for text in patterns if "=" in text), ""):
         raise click.UsageError(f"--select: {mistaken!r} is no pattern of a name; a tag is 'tag={mistaken}'")
-    pages = response_checks.all_pages(
-        lambda cursor: registry.adapters(
-            namespace=options.namespace, alias=alias, tag=tags, cursor=cursor, limit=PAGE_LIMIT
+
+    def find(**filters: Any) -> list[AdapterView]:
+        pages = response_checks.all_pages(
+            lambda cursor: registry.adapters(namespace=options.namespace, cursor=cursor, limit=PAGE_LIMIT, **filters)
         )
-    )
-    views = [view for page in pages for view in page.items]
-    response_checks.check_namespace(options.namespace, views)
-    views = [view for view in views if all(fnmatchcase(view.name.partition("/")[2], text) for text in patterns)]
+        views = [view for page in pages for view in page.items]
+        response_checks.check_namespace(options.namespace, views)
+        return [view for view in views if all(fnmatchcase(view.name.partition("/")[2], text) for text in patterns)]
+
+    views = find(alias=alias, tag=tags)
+    having = f" with the alias '{alias}'" if alias else ""
     if not views:
-        having = f" with the alias '{alias}'" if alias else ""
         raise NotFound("ADAPTER_UNKNOWN", f"no adapter in '{options.namespace}'{having} is selected")
+    if alias or tags:
+        selected = {view.name for view in views}
+        others = sorted(view.name for view in find() if view.name not in selected)
+        if others:
+            tagged = f"{' and' if alias else ' with'} the tags {', '.join(tags)}" if tags else ""
+            output.note(f"left out, not{having}{tagged}: {output.some(others, LEFT_OUT_SHOWN)}")
     return sorted(views, key=lambda view: view.name)
 
 

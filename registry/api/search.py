@@ -51,8 +51,8 @@ class AdapterFilters(Request):
     )
     tag: Pairs = Field(
         [],
-        description="Only adapters with this KEY or KEY=VALUE among the tags, their own or of the newest version. "
-        "Repeat it for several.",
+        description="Only adapters with this KEY or KEY=VALUE among the tags, their own or of the newest version, with "
+        "an alias of the version that it points at. Repeat it for several.",
         examples=[["team=nlp"]],
     )
     annotation: Pairs = Field(

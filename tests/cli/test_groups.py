@@ -236,3 +236,16 @@ def test_a_wave_is_undone_by_its_id_or_its_time_and_what_moved_since_is_listed(a
     assert re.fullmatch(r"1 moved, 0 unchanged, 0 refused  group grp_[0-9a-f]{16}", last)
     assert pointed() == [1, 3, 1]
     assert "no alias was moved in grp_0" in acme_cli("rollback", "--group", "grp_0000000000000000", expect=4).stderr
+
+
+def test_tags_are_those_of_the_selected_version_and_who_is_left_out_is_said(acme_cli: CommandRunner) -> None:
+    acme_cli("tag", "add", "--namespace", "acme", "--alias", "canary", "--select", "cust-*", "wave=1")
+    acme_cli.push("acme/cust-1")
+    group = ("promote", "--namespace", "acme", "--from", "canary", "--to", "staging", "--dry-run")
+    result = acme_cli(*group, "--select", "tag=wave=1")
+    assert re.findall("acme/.*:staging", result.stdout) == ["acme/cust-1:staging", "acme/cust-2:staging"]
+    assert "left out, not with the alias 'canary' and the tags wave=1: acme/other" in result.stderr
+    assert "left out" not in acme_cli(*group, "--select", "tag=wave=1", "--select", "cust-*").stderr
+    assert "left out, not with the tags wave=1: acme/cust-1, acme/other" in acme_cli(
+        "tag", "add", "--namespace", "acme", "--select", "tag=wave=1", "seen"
+    ).stderr.replace("\n", " ")

@@ -146,6 +146,24 @@ def _is_attribute(pair: tuple[str, str | None]) -> list[Any]:
     return [col(VersionAttributeRow.key) == key, *of_value]
 
 
+def _read_tags(_: Session, search: Search) -> list[tuple[tuple[str, str | None], str]]:
+    """Key and value of each tag, and the alias of the version that has it; empty for the newest version."""
+    return [(_split(text), search.alias) for text in search.tag]
+
+
+def _is_tagged(tagged: tuple[tuple[str, str | None], str]) -> ColumnElement[bool]:
+    pair, alias = tagged
+    if not alias:
+        return metadata.has_tag(*pair)
+    of_adapter = col(AdapterMetadataRow.adapter_id) == col(AdapterRow.id)
+    of_version = col(VersionMetadataRow.version_id) == col(AliasRow.version_id)
+    of_alias = col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.alias) == alias
+    return or_(
+        exists().where(of_adapter, *metadata.is_tag(AdapterMetadataRow, *pair)),
+        exists().where(*of_alias, of_version, *metadata.is_tag(VersionMetadataRow, *pair)),
+    )
+
+
 def _select_tagged(_: Session, pair: tuple[str, str | None]) -> Any:
     return union_all(*_selects_of_tag(pair))
 
@@ -217,7 +235,7 @@ FILTERS = (
         lambda pair: exists().where(col(VersionAttributeRow.version_id) == col(VersionRow.id), *_is_attribute(pair)),
         lambda _, pair: select(_owner_of(VersionAttributeRow.version_id)).where(*_is_attribute(pair)),
     ),
-    Filter(lambda _, search: map(_split, search.tag), lambda pair: metadata.has_tag(*pair), _select_tagged),
+    Filter(_read_tags, _is_tagged, lambda session, tagged: _select_tagged(session, tagged[0])),
     Filter(lambda _, search: search.label, _is_labelled, _select_labelled),
     Filter(_read_checks, lambda checked: verdicts.has_outcome(*checked), _select_checked),
 )
