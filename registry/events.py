@@ -128,6 +128,17 @@ class EventType(StrEnum):
     AUDIT_OVERFLOW = "audit.overflow", ObjectKind.EVERYTHING, "left out {count} kinds of denials and reads"
 
 
+READ_TYPES: tuple[EventType, ...] = (
+    EventType.BYTES_READ,
+    EventType.BYTES_COPY,
+    EventType.PAGE_READ,
+    EventType.ACCESS_DENIED,
+    EventType.ACCESS_UNKNOWN,
+    EventType.ACCESS_NOT_FOUND,
+    EventType.AUDIT_OVERFLOW,
+)
+"""Types that change nothing: who read bytes, and who tried to."""
+
 ADMIN_TYPES: tuple[EventType, ...] = (
     EventType.NAMESPACE_GRANT,
     EventType.NAMESPACE_REVOKE,

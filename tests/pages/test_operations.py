@@ -13,9 +13,11 @@ import pytest
 from registry.api.jobs import CampaignRequest, ClaimRequest, FinishRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.errors import Unavailable
+from registry.evaluation.gates import Gate
 from registry.server import audit as events
 from registry.server.database import db
 from registry.server.pages.operations import audit
+from registry.server.pages.operations.audit import VIEWS
 from registry.tlog import notes
 from registry.tlog.notes import Verifier
 from tests.access.tenants import send
@@ -149,7 +151,7 @@ def test_the_export_has_the_events_of_the_rest_api_and_none_of_others(
     monkeypatch.setattr(audit, "EXPORT_PAGE_EVENTS", 2)
     for filters in ({}, {"object": "library/other"}, {"action": "alias.move"}, {"object": "acme/fleet"}):
         items = send(filled, "GET", "/api/v1/events", secret, params=filters | {"limit": "1000"}).json()["items"]
-        page = browser.get("/audit", params=filters).text
+        page = browser.get("/audit", params=filters | {"view": "all"}).text
         link = html.unescape(re.findall(r'href="(/audit/export[^"]*)"', page)[0])
         response = browser.get(link)
         assert response.headers["content-disposition"] == 'attachment; filename="events.jsonl"'
@@ -179,6 +181,33 @@ def test_the_events_of_a_person_and_a_time_are_those_of_the_rest_api(filled: Har
         assert (items[-1]["seq"] in exported) == is_shown, filters
 
 
+def test_the_saved_views_of_the_log_answer_what_auditors_ask(filled: Harness, signed_in: Browser) -> None:
+    filled.push("acme/gated")
+    filled.admin.set_gate("acme/gated", "prod", Gate(approvals=1))
+    filled.admin.promote("acme/gated", "prod", "1", generation=0, reason="incident 902", break_glass=True)
+    filled.admin.promote("acme/gated", "stage", "1", generation=0, reason='"break_glass": no')
+    filled.admin.grant_role("acme", "dave@acme.example", "pusher")
+    signed_in.get("/adapters/acme/gated/versions/1")
+    filled.transport.settle()
+    send(filled, "GET", "/api/v1/events", filled.secret)
+    views = {view: text_of(signed_in.get("/audit", params={"view": view}).text) for view in VIEWS}
+    for words, shown in (
+        (
+            "pointed acme/gated:prod at version 1, through a closed gate: “incident 902”",
+            {"changes", "past-gates", "all"},
+        ),
+        ("pointed acme/gated:stage at version 1", {"changes", "all"}),
+        ("granted dave@acme.example the role pusher in acme", {"changes", "rights", "all"}),
+    ):
+        assert {view for view, text in views.items() if words in text} == shown, words
+    assert "saw files of acme" not in views["changes"]
+    page = signed_in.get("/audit?view=past-gates").text
+    link = re.findall(r'href="(/audit/[0-9]+)"', page)[0]
+    entry = text_of(signed_in.get(link).text)
+    assert "token:admin pointed acme/gated:prod at version 1, through a closed gate “incident 902”" in entry
+    assert re.search(r"by the token \w+ About", entry)
+
+
 def test_events_are_shown_newest_first_with_and_without_a_filter(
     filled: Harness, signed_in: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +215,7 @@ def test_events_are_shown_newest_first_with_and_without_a_filter(
     monkeypatch.setattr(events, "SCAN_LIMIT", 5)
     for filters in ({}, {"action": "version.push"}):
         items = send(filled, "GET", "/api/v1/events", filled.secret, params=filters | {"limit": "1000"}).json()["items"]
-        numbers, link, pages = list[int](), f"/audit?{urlencode(filters)}", 0
+        numbers, link, pages = list[int](), f"/audit?{urlencode(filters | {'view': 'all'})}", 0
         while link:
             page = signed_in.get(link).text
             numbers += [int(number) for number in re.findall(r'href="/audit/([0-9]+)"', page)]

@@ -45,7 +45,7 @@ class EventSearch:
     """Filters of events; empty fields do not filter.
 
     `object` matches that name and names that continue it with `@` or `:`, or is a pattern, in which `*` stands for any
-    text. `actor`: who acted, exactly.
+    text. `actor`: who acted, exactly. `broke_glass`: only moves through a closed gate.
     """
 
     actions: tuple[str, ...] = ()
@@ -55,6 +55,7 @@ class EventSearch:
     until: datetime | None = None
     namespace: str = ""
     group_id: str = ""
+    broke_glass: bool = False
 
     @property
     def scan_limit(self) -> int:
@@ -75,6 +76,8 @@ class EventSearch:
             yield _is_about(self.object)
         if self.group_id:
             yield cast(Any, EventRow.detail)[GROUP_ID].as_string() == self.group_id
+        if self.broke_glass:
+            yield cast(Any, EventRow.detail)["break_glass"].as_string().is_not(None)
         if self.actor:
             yield col(EventRow.actor) == self.actor
         if self.since is not None:

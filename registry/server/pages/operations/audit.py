@@ -1,6 +1,7 @@
 """The pages for operators: the events of the audit log with filters and as a file, and the state of the server."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Annotated
@@ -14,7 +15,7 @@ from registry.api.audit import EventView
 from registry.api.maintenance import Health
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.events import EventText, EventType, describe, require_type
+from registry.events import READ_TYPES, EventText, EventType, describe, require_type
 from registry.server import audit, limits
 from registry.server.database import db, schema
 from registry.server.http.dependencies import AuditLogDep, EngineDep, QuickBlobsDep, SessionDep, Text
@@ -33,15 +34,37 @@ router = create_router()
 PAGE_EVENTS = 60
 EXPORT_PAGE_EVENTS = 1000
 CURSOR_DIGITS = 15
+RIGHTS = ("namespace.grant", "namespace.revoke", "publisher.", "token.", "gate.")
+"""How types of events about what someone may do begin."""
 Number = Annotated[str, Query(max_length=CURSOR_DIGITS, pattern=pattern("^[0-9]*$", "must be digits only"))]
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """A question that the log is often asked, and the types of events that answer it; none for all."""
+
+    label: str
+    actions: tuple[str, ...] = ()
+    broke_glass: bool = False
+
+
+VIEWS = {
+    "changes": View("Changes", tuple(item for item in EventType if item not in READ_TYPES)),
+    "past-gates": View("Moves past gates", (EventType.ALIAS_MOVE,), broke_glass=True),
+    "rights": View("Rights", tuple(item for item in EventType if item.startswith(RIGHTS))),
+    "reads": View("Reads of bytes", (EventType.BYTES_READ, EventType.BYTES_COPY, EventType.PAGE_READ)),
+    "denials": View("Denials", tuple(item for item in EventType if item.startswith("access."))),
+    "all": View("All events"),
+}
+
+
 async def read_filters(
-    action: Text = "", object: Text = "", actor: Text = "", since: Text = "", until: Text = ""
+    action: Text = "", object: Text = "", actor: Text = "", since: Text = "", until: Text = "", view: Text = ""
 ) -> dict[str, str]:
-    """The fields of the form, as it sends them."""
+    """The fields of the form, as it sends them. Without a view: the changes, or the type of event that is named."""
     filters = {"object": object, "actor": actor, "action": action, "since": since, "until": until}
-    return {key: text.strip() for key, text in filters.items()}
+    texts = {key: text.strip() for key, text in filters.items()}
+    return texts | {"view": view if view in VIEWS else "all" if texts["action"] else "changes"}
 
 
 FiltersDep = Annotated[dict[str, str], Depends(read_filters)]
@@ -52,9 +75,11 @@ def _search(filters: dict[str, str]) -> audit.EventSearch:
     action = filters["action"]
     if action:
         check_field("event", require_type, action)
+    view = VIEWS[filters["view"]]
     return audit.EventSearch(
-        (action,) if action else (), filters["object"], filters["actor"], _read_time("since", filters["since"]),
-        _read_time("until", filters["until"], is_end=True),
+        (action,) if action else view.actions, filters["object"], filters["actor"],
+        _read_time("since", filters["since"]), _read_time("until", filters["until"], is_end=True),
+        broke_glass=view.broke_glass,
     )  # fmt: skip
 
 
@@ -106,7 +131,8 @@ def show_events(
     ]
     return render(
         request, "audit.html", 422 if problem else 200, title="Audit log", events=texts, filters=filters,
-        problem=problem, used=any(filters.values()), actions=sorted(EventType), shown=_shown_times(search),
+        problem=problem, used=any(filters[key] for key in filters if key != "view"), views=VIEWS,
+        actions=sorted(EventType), shown=_shown_times(search),
         earlier=earlier, before=before, size=newest,
     )  # fmt: skip
 
@@ -143,8 +169,12 @@ def show_proof(request: Request, session: SessionDep, visitor: SignedInDep, log:
     """Show an entry of the log, and the proof that the log holds it."""
     is_number = seq.isascii() and seq.isdigit() and len(seq) <= CURSOR_DIGITS
     proved = attestations.prove_event(session, visitor.actor, int(seq) if is_number else 0)
-    keys = log.describe_keys()
-    return render(request, "proof.html", title=f"Entry {proved.seq} of the audit log", proved=proved, log=keys)
+    event = EventView.model_validate_json(proved.entry)
+    text = describe(event.action, event.object, event.detail)
+    return render(
+        request, "proof.html", title=f"Entry {proved.seq}: {text.message[:80]}", proved=proved, event=event, text=text,
+        log=log.describe_keys(),
+    )  # fmt: skip
 
 
 @router.get("/status")
