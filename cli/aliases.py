@@ -23,6 +23,7 @@ from registry.api.aliases import (
 )
 from registry.client import response_checks
 from registry.client.aliases import Groups
+from registry.client.core import only
 from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound
 from registry.names import AdapterName, Ref
@@ -60,15 +61,21 @@ def promote(
         return
     if ref is None or not alias or source or target:
         raise click.UsageError("give REF ALIAS, or --namespace with --from and --to")
-    options.require_none()
+    options.require_none(may_plan=True)
     with session.registry() as registry:
         number = registry.version(ref).number
         generation_read = registry.generation(ref.name, alias) if generation is None else generation
-        moved = registry.promote(
-            ref.name, alias, str(number), generation=generation_read, reason=reason, break_glass=break_glass
-        )
-    was_there = moved.generation == generation_read
-    output.result(moved, lambda: _print_moved(ref.name, moved, " already" if was_there else ""))
+        item = MoveItem(
+            name=str(ref.name), alias=alias, version=str(number), generation=generation_read, reason=reason,
+            break_glass=break_glass,
+        )  # fmt: skip
+        _move(registry, item, dry_run=options.dry_run)
+
+
+def _move(registry: Registry, item: MoveItem, *, dry_run: bool) -> None:
+    """Move one alias, or only say what would happen."""
+    moved = only(Groups(registry).move_aliases([item], dry_run=dry_run))
+    output.result(moved, lambda: _print_moved(moved, planned=dry_run))
 
 
 def _move_group(options: groups.Options, having: str, how: dict[str, Any]) -> None:
@@ -97,10 +104,14 @@ def describe_move(item: MoveItem, moved: MovedAlias | None) -> tuple[str, str]:
     return f"{item.name}:{item.alias}", f"{origin}@{moved.number}"
 
 
-def _print_moved(name: AdapterName, moved: AliasView, already: str = "") -> None:
-    output.line(f"{output.strong(f'{name}:{moved.alias}')} → @{moved.number}{already}  {output.faint(moved.digest)}")
+def _print_moved(moved: MovedAlias, *, planned: bool) -> None:
+    origin = f"@{moved.from_number} → " if moved.moved and moved.from_number else "→ "
+    already = "" if moved.moved else " already"
+    change = f"{origin}@{moved.number}{already}"
+    output.line(f"{output.strong(f'{moved.name}:{moved.alias}')} {change}  {output.faint(moved.digest)}")
     generation = f"generation {moved.generation}" if moved.generation > 1 else "a new alias"
-    output.line(output.faint(f"  {generation}, {output.moment(moved.moved_at)} by {moved.moved_by}"))
+    done = "planned: nothing was changed" if planned else f"{output.moment(moved.moved_at)} by {moved.moved_by}"
+    output.line(output.faint(f"  {generation}, {done}"))
 
 
 @click.command()
@@ -112,7 +123,7 @@ def _print_moved(name: AdapterName, moved: AliasView, already: str = "") -> None
 @click.option("--since", default="", metavar="TIME", help="With --namespace: undo all moves from this time on.")
 @click.option("--actor", default="", help="With --since: only moves by this subject or token:NAME.")
 @groups.options
-@click.option("--reason", default="", help="Reason; kept in the history.")
+@click.option("--reason", required=True, help="Reason; kept in the history.")
 def rollback(
     name: str, alias: str, to: str, group_alias: str, reason: str, group_id: str, since: str, actor: str, **group: Any
 ) -> None:
@@ -134,14 +145,13 @@ def rollback(
             raise click.UsageError("--namespace needs --alias, and takes no NAME, ALIAS or --version")
         _move_group(options, group_alias, {"alias": group_alias, "rollback": True, "reason": reason})
         return
-    options.require_none()
+    options.require_none(may_plan=True)
     name, alias = arguments.split_alias(name, alias or group_alias)
     adapter = AdapterName.parse(name)
     selector = str(_ref_of(adapter, to).selector) if "/" in to else to.lstrip("@")
-    session.print_response(
-        lambda registry: registry.rollback(adapter, alias, to=selector, reason=reason),
-        lambda moved: _print_moved(adapter, moved),
-    )
+    item = MoveItem(name=str(adapter), alias=alias, version=selector, rollback=True, reason=reason)
+    with session.registry() as registry:
+        _move(registry, item, dry_run=options.dry_run)
 
 
 def _undo(options: groups.Options, reason: str, moved: dict[str, str], since: str) -> None:
@@ -153,7 +163,7 @@ def _undo(options: groups.Options, reason: str, moved: dict[str, str], since: st
         pages = response_checks.all_pages(
             lambda cursor: changes.moves(namespace=options.namespace, since=first, cursor=cursor, **moved)
         )
-        items = undo_items((move for page in pages for move in page.items), reason or f"undo {which}")
+        items = undo_items((move for page in pages for move in page.items), reason)
         if not items:
             raise NotFound("ALIAS_UNKNOWN", f"no alias was moved in {which}, or you may not see it")
         _run_moves(changes, items, options)

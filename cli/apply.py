@@ -1,6 +1,5 @@
 """`adapter apply`: pushes, tags and promotes what a file lists. A second run changes nothing."""
 
-import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,8 +97,8 @@ def apply(path: Path, **flags: Any) -> None:
             if options.atomic and new:
                 pushed = output.plural(len(new), "version")
                 output.line(f"--atomic: keeps the {pushed} to push; tags and aliases change together or not")
-            if sys.stdin.isatty():
-                output.confirm(f"Make {output.plural(len(pending), 'change')}?", options.yes)
+        if pending:
+            output.confirm(f"Make {output.plural(len(pending), 'change')}?", options.yes)
         _carry_out(registry, entries, (pushes, tags, moves), numbers, atomic=options.atomic)
     _end_steps(steps, "done", atomic=options.atomic, pending=pending if plan_shown else None)
 

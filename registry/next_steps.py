@@ -37,7 +37,7 @@ _COMMANDS = {
     StepKind.SMOKE_TEST_AND_WORK: "run `adapter smoke-test {subject}`, then `adapter worker --once`",
     StepKind.SHOW_VERSION: "look at `adapter show {subject}`",
     StepKind.SHOW_HISTORY: "look at it again with `adapter history {subject}:{alias}`",
-    StepKind.CHOOSE_VERSION: "name one with --to",
+    StepKind.CHOOSE_VERSION: "name one with --version",
     StepKind.DELETE_ALIAS: "delete one: `adapter alias delete`",
     StepKind.FREE_ALIASES: "promote another version to each alias, or delete it: adapter alias delete {subject}",
     StepKind.DELETE_ADAPTER: "delete the adapter: adapter delete {subject}",

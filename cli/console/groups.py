@@ -4,7 +4,6 @@ The plan is a dry run on the server, and the report does not repeat it. What is 
 generations of the plan, so nothing else happens if someone moves an alias meanwhile.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -55,7 +54,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Options:
-    """Which adapters a command is about, and how it proceeds. Without a namespace it is about one adapter."""
+    """Which adapters a command is about, and how it proceeds. Without a namespace it is about one adapter.
+
+    One change needs no question, so `yes` then says nothing new.
+    """
 
     namespace: str = ""
     select: tuple[str, ...] = ()
@@ -63,10 +65,11 @@ class Options:
     atomic: bool = False
     yes: bool = False
 
-    def require_none(self) -> None:
-        """A usage error if an option is set that needs a namespace."""
-        if self.select or self.dry_run or self.atomic or self.yes:
-            raise click.UsageError("--select, --dry-run, --atomic and --yes need --namespace")
+    def require_none(self, *, may_plan: bool = False) -> None:
+        """A usage error if an option is set that needs a namespace. `may_plan`: --dry-run does not."""
+        if self.select or self.atomic or (self.dry_run and not may_plan):
+            needing = "--select and --atomic need" if may_plan else "--select, --dry-run and --atomic need"
+            raise click.UsageError(f"{needing} --namespace")
         tables.refuse_row_options("--namespace")
 
 
@@ -166,8 +169,7 @@ def run(work: Work[Item], items: Sequence[Item], options: Options) -> None:
             if output.is_text():
                 _print(work, items, outcomes, dict.fromkeys(pending, "planned"))
                 plan_shown = True
-            if sys.stdin.isatty() and output.is_text():
-                output.confirm(f"Change {len(pending)} of {output.plural(len(items), work.noun)}?", options.yes)
+            output.confirm(f"Change {len(pending)} of {output.plural(len(items), work.noun)}?", options.yes)
             sent = work.send(list(pending.values()), atomic=options.atomic)
             for position, outcome in zip(pending, sent, strict=True):
                 outcomes[position] = outcome

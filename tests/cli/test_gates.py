@@ -46,7 +46,11 @@ def test_break_glass_needs_a_reason_and_stays_in_the_history(cli: CommandRunner)
     cli("promote", "acme/support", "prod", "--break-glass", "--reason", "the shop is down")
     assert "break-glass" in cli("history", "acme/support:prod").stdout
     assert ", through a closed gate: “the shop is down”" in cli("audit", "log", "--object", "acme/support:prod").stdout
-    for words in (["gate", "show", "acme/support"], ["rollback", "acme/support"], ["gate", "show", "acme/a:b:c"]):
+    for words in (
+        ["gate", "show", "acme/support"],
+        ["rollback", "acme/support", "--reason", "slow"],
+        ["gate", "show", "acme/a:b:c"],
+    ):
         assert "NAME:ALIAS" in cli(*words, expect=2).stderr
     assert cli("gate", "show", "acme/support:prod").stdout == cli("gate", "show", "acme/support", "prod").stdout
 

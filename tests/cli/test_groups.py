@@ -45,10 +45,13 @@ def test_one_question_tells_what_a_namespace_served_and_who_moved_it(acme_cli: C
 
 
 def test_a_group_is_promoted_by_a_plan_that_is_shown_first(acme_cli: CommandRunner) -> None:
-    group = ("--namespace", "acme", "--from", "canary", "--to", "staging")
+    group = ("--yes", "--namespace", "acme", "--from", "canary", "--to", "staging")
     planned = acme_cli("promote", *group, "--select", "cust-*", "--dry-run").stdout
     assert planned.splitlines()[-1] == "2 planned, 0 unchanged, 0 refused"
     assert acme_cli("promote", *group, "--dry-run", "--json").json["changed"] == 3, "nothing has moved"
+    refused = acme_cli("promote", *group[1:], expect=2).stderr
+    assert "Change 3 of 3 aliases?" in refused
+    assert "Error: not done: the answer is missing\nNext: answer yes, or pass --yes" in refused
     done = acme_cli("promote", *group, "--select", "cust-*", "--select", "tag=team=nlp", "--reason", "nightly").stdout
     assert [line.split()[:3] for line in done.splitlines()][:3] == [
         ["NAME", "CHANGE", "OUTCOME"],
@@ -64,7 +67,7 @@ def test_a_group_is_promoted_by_a_plan_that_is_shown_first(acme_cli: CommandRunn
 
 def test_one_refusal_gives_the_exit_code_and_atomic_moves_nothing(acme_cli: CommandRunner) -> None:
     acme_cli("yank", "acme/cust-2@1", "--reason", "wrong")
-    group = ("promote", "--namespace", "acme", "--from", "canary", "--to", "staging")
+    group = ("promote", "--yes", "--namespace", "acme", "--from", "canary", "--to", "staging")
     report = acme_cli(*group, "--atomic", "--json", expect=6).json
     assert [(item["state"], (item["error"] or {}).get("code")) for item in report["items"]] == [
         ("refused", "COMMIT_INCOMPLETE"), ("refused", "YANKED"), ("refused", "COMMIT_INCOMPLETE"),
@@ -78,11 +81,13 @@ def test_one_refusal_gives_the_exit_code_and_atomic_moves_nothing(acme_cli: Comm
 
 
 def test_approvals_rollbacks_and_tags_of_a_group(acme_cli: CommandRunner) -> None:
-    group = ("--namespace", "acme", "--select", "cust-*", "--json")
+    group = ("--yes", "--namespace", "acme", "--select", "cust-*", "--json")
     assert acme_cli("approve", "--from", "canary", "--to", "prod", *group).json["changed"] == 2
     assert acme_cli("approve", "--from", "canary", "--to", "prod", *group).json["unchanged"] == 2
     acme_cli("promote", "--from", "canary", "--to", "staging", *group)
-    assert acme_cli("rollback", "--alias", "staging", *group, expect=4).json["refused"] == 2, "they held nothing before"
+    assert acme_cli("rollback", "--alias", "staging", "--reason", "slow", *group, expect=4).json["refused"] == 2, (
+        "they held nothing before"
+    )
     assert acme_cli("tag", "add", *group, "wave=1").json["changed"] == 2
     tagged = acme_cli("tag", "add", *group, "--alias", "staging", "reviewed").json
     assert [item["result"]["subject"] for item in tagged["items"]] == ["acme/cust-1@1", "acme/cust-2@1"]
@@ -98,9 +103,10 @@ def test_approvals_rollbacks_and_tags_of_a_group(acme_cli: CommandRunner) -> Non
     "words",
     [
         ("promote", "acme/cust-1@1"),
-        ("promote", "acme/cust-1@1", "prod", "--dry-run"),
+        ("promote", "acme/cust-1@1", "prod", "--atomic"),
+        ("approve", "acme/cust-1@1", "prod", "--dry-run"),
         ("promote", "acme/cust-1", "--namespace", "acme", "--from", "a", "--to", "b"),
-        ("rollback", "--namespace", "acme"),
+        ("rollback", "--namespace", "acme", "--reason", "slow"),
         ("approve", "--namespace", "acme", "--to", "prod"),
         ("tag", "add", "acme/cust-1"),
     ],
@@ -136,7 +142,7 @@ aliases = {{staging = 1}}
         ("acme/billing", "alias", "planned"),
     ]
     assert cli("versions", "acme/support", expect=4).stderr, "nothing was pushed"
-    applied = cli("apply", "-f", file, "--atomic").stdout
+    applied = cli("apply", "-f", file, "--atomic", "--yes").stdout
     assert applied.splitlines()[-1] == "5 done, 0 unchanged, 0 refused"
     assert applied.count("OUTCOME") == 1, "the report does not repeat the plan"
     assert cli("apply", "-f", file).stdout == "0 done, 5 unchanged, 0 refused\n", "rows are for what changes"
@@ -154,14 +160,14 @@ aliases = {{staging = 1}}
         f'namespace = "acme"\nbase = "tiny-llama"\n[adapters.fresh]\nfolder = "{folder}"\naliases = ["prod"]\n'
         '[adapters.billing]\ndescription = "Changed"\n'
     )
-    outcomes = cli("apply", "-f", closed, "--atomic", "--json", expect=6).json["items"]
+    outcomes = cli("apply", "-f", closed, "--yes", "--atomic", "--json", expect=6).json["items"]
     assert [(i["step"], i["state"]) for i in outcomes] == [
         ("push", "done"), ("describe", "refused"), ("alias", "refused")
     ]  # fmt: skip
     assert cli("describe", "acme/billing", "--json").json["description"] == "Responses about bills"
     closed.write_text(closed.read_text().replace("fresh", "fresher"))
     cli.make_adapter("fresher")
-    shown = cli("apply", "-f", closed, "--atomic", expect=6).stdout
+    shown = cli("apply", "-f", closed, "--yes", "--atomic", expect=6).stdout
     assert "--atomic: keeps the 1 version to push; " in shown
     assert shown.splitlines()[-1] == "1 done, 0 unchanged, 2 refused; kept 1 pushed version, changed no tag or alias"
     report = shown.splitlines()[-3:-1]
@@ -204,7 +210,7 @@ def test_a_adapters_file_with_a_wrong_value_is_refused_by_its_place(tmp_path: Pa
 
 def test_a_wave_is_undone_by_its_id_or_its_time_and_what_moved_since_is_listed(acme_cli: CommandRunner) -> None:
     def move(names: str, target: str) -> str:
-        group = ("--namespace", "acme", "--from", target, "--to", "staging", "--select", names, "--json")
+        group = ("--namespace", "acme", "--from", target, "--to", "staging", "--select", names, "--yes", "--json")
         return str(acme_cli("promote", *group).json["group_id"])
 
     def pointed() -> list[int]:
@@ -214,7 +220,7 @@ def test_a_wave_is_undone_by_its_id_or_its_time_and_what_moved_since_is_listed(a
     for name in ADAPTERS[:2]:
         acme_cli.push(f"acme/{name}")
     wave = move("cust-*", "main")
-    acme_cli("tag", "add", "--namespace", "acme", "--select", "other", "unrelated")
+    acme_cli("tag", "add", "--namespace", "acme", "--select", "other", "unrelated", "--yes")
     assert pointed() == [2, 2, 1]
     moves = acme_cli("history", "acme", "--alias", "staging", "--json").json["moves"]
     assert [item["group_id"] == wave for item in moves] == [True, True, False, False, False]
@@ -222,24 +228,25 @@ def test_a_wave_is_undone_by_its_id_or_its_time_and_what_moved_since_is_listed(a
     assert [event["object"] for event in events] == ["acme/cust-1:staging", "acme/cust-2:staging"]
     acme_cli.push("acme/cust-2")
     acme_cli("promote", "acme/cust-2@3", "staging")
-    planned = acme_cli("rollback", "--group", wave, "--dry-run", expect=5)
+    undo = ("rollback", "--group", wave, "--reason", "slow")
+    planned = acme_cli(*undo, "--dry-run", expect=5)
     assert "it is at generation 3, not 2" in planned.stdout
     for states in (["moved", "refused"], ["unchanged", "refused"]):
-        undone = acme_cli("rollback", "--group", wave, "--json", expect=5).json
+        undone = acme_cli(*undo, "--yes", "--json", expect=5).json
         assert [item["state"] for item in undone["items"]] == states
     assert pointed() == [1, 3, 1]
     move("cust-1", "main")
     later = acme_cli("history", "acme", "--alias", "staging", "--json").json["moves"][0]["at"]
-    since = ("rollback", "--since", later, "--namespace", "acme", "--alias", "staging")
+    since = ("rollback", "--yes", "--reason", "slow", "--since", later, "--namespace", "acme", "--alias", "staging")
     assert "no alias was moved" in acme_cli(*since, "--actor", "nobody@acme", expect=4).stderr
     last = acme_cli(*since).stdout.splitlines()[-1]
     assert re.fullmatch(r"1 moved, 0 unchanged, 0 refused  group grp_[0-9a-f]{16}", last)
     assert pointed() == [1, 3, 1]
-    assert "no alias was moved in grp_0" in acme_cli("rollback", "--group", "grp_0000000000000000", expect=4).stderr
+    assert "no alias was moved in grp_0" in acme_cli(*undo[:2], "grp_0000000000000000", *undo[3:], expect=4).stderr
 
 
 def test_tags_are_those_of_the_selected_version_and_who_is_left_out_is_said(acme_cli: CommandRunner) -> None:
-    acme_cli("tag", "add", "--namespace", "acme", "--alias", "canary", "--select", "cust-*", "wave=1")
+    acme_cli("tag", "add", "--namespace", "acme", "--alias", "canary", "--select", "cust-*", "wave=1", "--yes")
     acme_cli.push("acme/cust-1")
     group = ("promote", "--namespace", "acme", "--from", "canary", "--to", "staging", "--dry-run")
     result = acme_cli(*group, "--select", "tag=wave=1")
@@ -247,5 +254,5 @@ def test_tags_are_those_of_the_selected_version_and_who_is_left_out_is_said(acme
     assert "left out, not with the alias 'canary' and the tags wave=1: acme/other" in result.stderr
     assert "left out" not in acme_cli(*group, "--select", "tag=wave=1", "--select", "cust-*").stderr
     assert "left out, not with the tags wave=1: acme/cust-1, acme/other" in acme_cli(
-        "tag", "add", "--namespace", "acme", "--select", "tag=wave=1", "seen"
+        "tag", "add", "--namespace", "acme", "--select", "tag=wave=1", "seen", "--yes"
     ).stderr.replace("\n", " ")

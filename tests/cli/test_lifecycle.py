@@ -230,18 +230,24 @@ def test_a_promotion_against_a_stale_generation_is_a_conflict(released: CommandR
 
 def test_a_rollback_goes_to_the_given_version(released: CommandRunner) -> None:
     released("promote", "acme/support@2", "prod")
-    assert released("rollback", "acme/support", "prod", "--version", "@1", "--json").json["number"] == 1
-    assert released("rollback", "acme/support", "prod", "--version", "acme/support@2", "--json").json["number"] == 2
-    assert (
-        "belongs to acme/support" in released("rollback", "acme/support", "prod", "--version", "a/b@2", expect=2).stderr
-    )
+    back = ("rollback", "acme/support", "prod", "--reason", "slow")
+    planned = released(*back, "--dry-run").stdout
+    assert "acme/support:prod @2 → @1 " in planned
+    assert "planned: nothing was changed" in planned
+    assert "acme/support:prod @2 → @1 " in released(*back, "--yes", "--version", "@1").stdout
+    assert released(*back, "--version", "acme/support@2", "--json").json["from_number"] == 1
+    assert "acme/support:prod → @2 already" in released("promote", "acme/support@2", "prod", "--dry-run").stdout
+    assert "belongs to acme/support" in released(*back, "--version", "a/b@2", expect=2).stderr
+    assert "--reason" in released(*back[:3], expect=2).stderr
 
 
 def test_a_version_is_named_as_people_write_it(released: CommandRunner) -> None:
     digest = released("show", "acme/support@v1", "--json").json["digest"]
     short = f"acme/support@{digest[:15]}"
     assert released("show", short, "--json").json["number"] == 1
-    assert released("rollback", "acme/support:prod", "--version", short, "--json").json["number"] == 1
+    assert (
+        released("rollback", "acme/support:prod", "--reason", "slow", "--version", short, "--json").json["number"] == 1
+    )
     unknown = released("show", "acme/support@sha256:00000000", "--json", expect=4)
     assert unknown.problem["code"] == "VERSION_UNKNOWN"
 

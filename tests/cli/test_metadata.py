@@ -121,7 +121,7 @@ def test_diff_compares_what_was_declared_and_what_was_found_out(cli: CommandRunn
 
 def test_a_version_is_deleted_restored_and_listed(released: CommandRunner) -> None:
     released("delete", "acme/support@1", "--yes", expect=5)
-    released("rollback", "acme/support", "prod", "--version", "2")
+    released("rollback", "acme/support", "prod", "--version", "2", "--reason", "slow")
     assert (
         "is deleted. Restore it with"
         in released("delete", "acme/support@1", "--yes", "--force", "--reason", "leaked").stdout
