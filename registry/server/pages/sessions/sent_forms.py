@@ -60,8 +60,8 @@ def read_sent(request: Request) -> SentForm | None:
         fields = visitors.parse_fields(request)
     except RegistryError:
         return None
-    shown = getattr(request.state, "page_of_form", "") or fields.get(PAGE_FIELD) or page_of_form(request)
-    page = visitors.local_path(shown) if shown else ""
+    path = getattr(request.state, "page_of_form", "") or fields.get(PAGE_FIELD) or page_of_form(request)
+    page = visitors.local_path(path) if path else ""
     return SentForm(request.url.path, page, fields) if page else None
 
 
@@ -84,11 +84,11 @@ def fill_in(
     `button`: what is added to the text of its button. `kind`: how the problem looks.
     """
     hidden_page = f'<input type="hidden" name="{PAGE_FIELD}" value="{escape(form.page)}">'
-    found = next((match for match in _FORM.finditer(page) if _is_same(match, form)), None)
+    form_match = next((match for match in _FORM.finditer(page) if _is_same(match, form)), None)
     notice = str(_PROBLEM.format(tag="div", kind=f"notice {kind}", text=problem))
-    if found is None:
+    if form_match is None:
         return re.sub(r"<main\b[^>]*>", lambda match: match[0] + notice, page, count=1)
-    controls = [_attributes(match[0]) for match in _CONTROL.finditer(found[0])]
+    controls = [_attributes(match[0]) for match in _CONTROL.finditer(form_match[0])]
     is_at_field = any(control.get("name") == wrong_field and _is_typed(control) for control in controls)
 
     def fill(match: re.Match[str]) -> str:
@@ -99,12 +99,12 @@ def fill_in(
         marked = filled.replace(" ", ' aria-invalid="true" aria-describedby="form-problem" autofocus ', 1)
         return marked + str(_PROBLEM.format(tag="span", kind="problem", text=problem))
 
-    text = _CONTROL.sub(fill, found[0])
+    text = _CONTROL.sub(fill, form_match[0])
     start = text.index(">") + 1
     text = text[:start] + ("" if is_at_field else notice) + text[start:]
     if button:
         text = text.replace("</button>", f" {escape(button)}</button>", 1)
-    filled = _open_folds(page[: found.start()]) + text + page[found.end() :]
+    filled = _open_folds(page[: form_match.start()]) + text + page[form_match.end() :]
     return re.sub(r'<form method="post"[^>]*>', lambda match: match[0] + hidden_page, filled)
 
 
