@@ -20,6 +20,7 @@ from .console import arguments, output, session
 from .console.progress import on_terminal
 
 FINDINGS_SHOWN = 50
+RETIRED_SHOWN = 50
 MEGABYTE = 10**6
 _LABELS = (
     ("versions_retired", "version{s} deleted by retention"),
@@ -46,7 +47,7 @@ _SINGULAR, _PLURAL = {"s": "", "es": ""}, {"s": "s", "es": "es"}
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @click.option("--grace", type=arguments.DURATION_OR_NONE, help="Keep unreferenced blobs so long: 0s, 12h, 7d …")
 def gc(dry_run: bool, grace: int | None) -> None:
     """Delete versions by their retention rules, then unreferenced blobs, staged bytes and uploads.
@@ -70,6 +71,8 @@ def _print_gc(report: GcReport) -> None:
     if report.dry_run:
         output.line("A run would do this:")
     output.facts(counts)
+    if report.retired:
+        output.line(f"Deleted by retention: {output.some(report.retired, RETIRED_SHOWN)}.")
     if report.bytes_deleted:
         output.line(f"{output.size(report.bytes_deleted)} {'would be' if report.dry_run else 'are'} free again.")
     if report.keys_refused:

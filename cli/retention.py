@@ -2,8 +2,10 @@
 
 import click
 
+from registry import names
 from registry.api.maintenance import RetentionDecision, RetentionView
 from registry.client import response_checks
+from registry.client.registry import Registry
 from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.versions.retention import NEWEST_LIMIT, RetentionRule
@@ -22,8 +24,9 @@ def retention() -> None:
 
 
 PLAN: Table[RetentionDecision] = Table((
-    Column("version", lambda item: item.number, lambda item: f"@{item.number}"),
+    Column("version", lambda item: f"{item.name}@{item.number}", whole=True),
     Column("action", lambda item: "delete" if item.deletes else "keep"),
+    Column("bytes", lambda item: item.size_bytes, lambda item: output.size(item.size_bytes)),
     Column("reason", lambda item: item.reason, flows=True),
 ))  # fmt: skip
 
@@ -32,7 +35,7 @@ PLAN: Table[RetentionDecision] = Table((
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.option("--keep-newest", type=click.IntRange(1, NEWEST_LIMIT), metavar="N", help="Keep the newest N versions.")
 @click.option("--keep-younger", type=arguments.DURATION, metavar="TIME", help="Keep versions younger than 12h, 7d …")
-@click.option("--dry-run", is_flag=True, help="Dry run: show what the rule would do to each version of NAME.")
+@click.option("--dry-run", is_flag=True, help="Show what the rule would do to each version.")
 @tables.prints(PLAN)
 def set_rule(scope: str, keep_newest: int | None, keep_younger: int | None, dry_run: bool) -> None:
     """Set the rule of an adapter, or of all adapters of a namespace. For owners.
@@ -51,7 +54,7 @@ def set_rule(scope: str, keep_newest: int | None, keep_younger: int | None, dry_
 
 @retention.command()
 @click.argument("scope", metavar="NAMESPACE|NAME")
-@click.option("--plan", is_flag=True, help="Also show what the next `adapter gc` does to each version of NAME.")
+@click.option("--plan", is_flag=True, help="Show what the next `adapter gc` does to each version.")
 @tables.prints(PLAN)
 def show(scope: str, plan: bool) -> None:
     """Show the rule in force."""
@@ -77,15 +80,33 @@ def _print_rule(view: RetentionView) -> None:
 
 
 def _print_plan(scope: str, rule: RetentionRule | None) -> None:
-    name = AdapterName.parse(scope)
+    """Print what goes, and then what stays, of an adapter or of all adapters of a namespace."""
     with session.registry() as registry:
-        pages = list(response_checks.all_pages(lambda cursor: registry.retention_plan(name, rule, cursor=cursor)))
-    items = [item for page in pages for item in page.items]
-    rule = pages[0].rule
-    deleted = sum(item.deletes for item in items)
-    PLAN.print(
-        items,
-        document={"rule": rule},
-        above=lambda: output.line(rule.text if rule is not None else "no rule"),
-        below=lambda: output.line(f"{output.plural(deleted, 'version')} of {len(items)} would be deleted."),
-    )
+        plans = {name: _read_plan(registry, scope, name, rule) for name in _names_in(registry, scope)}
+        in_force = rule or registry.retention(scope).rule
+    items = sorted((item for plan in plans.values() for item in plan), key=lambda item: not item.deletes)
+    deleted = [item for item in items if item.deletes]
+    freed = output.size(sum(item.size_bytes for item in deleted))
+    adapters = f" of {output.plural(len(plans), 'adapter')}" if len(plans) != 1 else ""
+
+    def above() -> None:
+        output.line(f"{output.plural(len(deleted), 'version')} of {len(items)}{adapters} would be deleted, {freed}.")
+        output.line(output.faint(in_force.text if in_force is not None else "no rule"))
+
+    PLAN.print(items, document={"rule": in_force, "deletes": len(deleted)}, above=above)
+
+
+def _names_in(registry: Registry, scope: str) -> list[str]:
+    if "/" in scope:
+        return [str(AdapterName.parse(scope))]
+    names.namespace(scope)
+    pages = response_checks.all_pages(lambda cursor: registry.adapters(namespace=scope, cursor=cursor))
+    return [view.name for page in pages for view in page.items]
+
+
+def _read_plan(registry: Registry, scope: str, name: str, rule: RetentionRule | None) -> list[RetentionDecision]:
+    """What happens to the versions of an adapter: under its own rule, if it has one and `rule` is of the namespace."""
+    if rule is not None and name != scope and registry.retention(name).set_on == name:
+        rule = None
+    pages = response_checks.all_pages(lambda cursor: registry.retention_plan(name, rule, cursor=cursor))
+    return [item for page in pages for item in page.items]

@@ -60,6 +60,8 @@ class GcReport(Response):
     """Rows of ended pushes that were deleted."""
     versions_retired: int = 0
     """Versions that a retention rule or their expiry deleted."""
+    retired: list[str] = []
+    """These versions, as `namespace/name@3`."""
     versions_purged: int = 0
     """Deleted versions whose files were erased, because their grace time is over."""
     responses_deleted: int = 0
@@ -100,11 +102,11 @@ class GcReport(Response):
     """Send it as `cursor` to continue. Empty on the last page."""
 
     def __add__(self, other: GcReport) -> GcReport:
-        """Add the counts. Flags and cursor are those of `other`."""
+        """Add the counts and lists. Flags and cursor are those of `other`."""
         added = {
             field: getattr(self, field) + value
             for field, value in other.model_dump().items()
-            if isinstance(value, int) and not isinstance(value, bool)
+            if isinstance(value, int | list) and not isinstance(value, bool)
         }
         return other.model_copy(update=added)
 
@@ -180,10 +182,14 @@ class RetentionView(Response):
 class RetentionDecision(Response):
     """What the next garbage collection does to one version, and why."""
 
+    name: str
+    """Adapter, as `namespace/name`."""
     number: int
     """Number of the version in its adapter, from 1."""
     digest: Digest
     """Digest of the version's manifest, which names the version."""
+    size_bytes: int
+    """Size of the version's files. Other versions may share some of them."""
     deletes: bool
     """Whether the next garbage collection deletes the version."""
     reason: str

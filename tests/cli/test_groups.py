@@ -256,3 +256,18 @@ def test_tags_are_those_of_the_selected_version_and_who_is_left_out_is_said(acme
     assert "left out, not with the tags wave=1: acme/cust-1, acme/other" in acme_cli(
         "tag", "add", "--namespace", "acme", "--select", "tag=wave=1", "seen", "--yes"
     ).stderr.replace("\n", " ")
+
+
+def test_the_retention_of_a_namespace_is_tried_before_it_is_set(acme_cli: CommandRunner) -> None:
+    for name in ("acme/cust-1", "acme/other"):
+        acme_cli.push(name)
+        acme_cli("promote", name, "canary")
+    acme_cli("alias", "delete", "acme/cust-1:canary", "--yes")
+    acme_cli("retention", "set", "acme/other", "--keep-newest", 5)
+    tried = acme_cli("retention", "set", "acme", "--keep-newest", 1, "--dry-run").stdout.splitlines()
+    assert re.fullmatch(r"1 version of 5 of 3 adapters would be deleted, .* kB\.", tried[0])
+    assert tried[3].split()[:2] == ["acme/cust-1@1", "delete"], "what goes comes first"
+    assert acme_cli("retention", "show", "acme", "--plan", "--json").json["deletes"] == 0, "nothing was set"
+    acme_cli("retention", "set", "acme", "--keep-newest", 1)
+    assert acme_cli("retention", "show", "acme", "--plan", "--json").json["deletes"] == 1
+    assert "Deleted by retention: acme/cust-1@1." in acme_cli("gc", "--dry-run").stdout

@@ -47,7 +47,7 @@ SERIES = 250
 SKIPPED: dict[tuple[object, str], Any] = {
     (gc, "delete_batch"): {"pushes_deleted": 0},
     (reports, "delete_silent"): None,
-    (retention, "apply_rules"): (0, None),
+    (retention, "apply_rules"): ([], None),
     (deletion, "purge_expired"): 0,
     (refs, "write_missing"): 0,
     (weights, "measure_newest"): False,

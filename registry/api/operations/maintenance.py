@@ -48,4 +48,5 @@ DELETE_RETENTION = retention.add_of_owners(
 )
 PLAN_RETENTION = retention.add(
     "plan_retention", "GET /adapters/{namespace}/{name}/retention/plan", ADMIN, NO_BODY, RetentionPlan,
+    echo={"items.name": "adapter"},
 )

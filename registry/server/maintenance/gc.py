@@ -99,6 +99,7 @@ class GcRun:
     """How long what a Hub client has sent is kept without a commit: as long as a draft, or a push."""
     dry_run: bool
     counts: dict[str, int] = field(default_factory=dict)
+    retired: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     failed_keys: set[str] = field(default_factory=set)
     """Keys that the store could not delete. The next run tries them again."""
@@ -166,7 +167,7 @@ def collect_garbage(engine: Engine, blobs: BlobStore, settings: Settings, actor:
     if deleted and not request.dry_run:
         with db.session(engine) as session:
             audit.append(session, actor, EventType.GC_RUN, "blobs", deleted)
-    return GcReport(dry_run=request.dry_run, next_cursor=next_cursor, **run.counts)
+    return GcReport(dry_run=request.dry_run, next_cursor=next_cursor, retired=run.retired, **run.counts)
 
 
 def _continue(run: GcRun, cursor: str) -> str:
@@ -192,7 +193,8 @@ def _continue(run: GcRun, cursor: str) -> str:
 def _apply_retention(run: GcRun, after: str) -> int | None:
     position = parse_cursor(after, digits=18)
     retired, adapter_id = retention.apply_rules(run.engine, position, is_over=lambda: run.is_over, dry_run=run.dry_run)
-    run.count("versions_retired", retired)
+    run.count("versions_retired", len(retired))
+    run.retired += retired
     return adapter_id
 
 

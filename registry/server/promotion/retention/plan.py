@@ -50,25 +50,27 @@ def list_decisions(
     return RetentionPlan(rule=in_force, items=[d for _, d in decisions], next_cursor=str(following or ""))
 
 
-def apply_rules(engine: Engine, after: int, *, is_over: Callable[[], bool], dry_run: bool) -> tuple[int, int | None]:
-    """Delete what rules and expiries say, of adapters after this id; how many, and the id to continue from."""
-    count = 0
+def apply_rules(
+    engine: Engine, after: int, *, is_over: Callable[[], bool], dry_run: bool
+) -> tuple[list[str], int | None]:  # fmt: skip
+    """Delete what rules and expiries say, of adapters after this id; which versions, and the id to continue from."""
+    retired: list[str] = []
     while not is_over():
         with db.session(engine, write=False) as session:
             ids = session.exec(_select_affected(after)).all()
         for adapter_id in ids:
             if is_over():
-                return count, after
+                return retired, after
             before: int | None = None
             while before != 0:
-                number, before = _delete_due(engine, adapter_id, before, dry_run=dry_run)
-                count += number
+                versions_deleted, before = _delete_due(engine, adapter_id, before, dry_run=dry_run)
+                retired += versions_deleted
                 if before and is_over():
-                    return count, after
+                    return retired, after
             after = adapter_id or 0
         if len(ids) < ADAPTERS:
-            return count, None
-    return count, after
+            return retired, None
+    return retired, after
 
 
 def _select_affected(after: int) -> Any:
@@ -94,7 +96,8 @@ def _decide(
     """
     expiry = and_(col(VersionMetadataRow.version_id) == col(VersionRow.id), col(VersionMetadataRow.kind) == EXPIRES)
     value = func.coalesce(VersionMetadataRow.value, "")
-    columns: Any = [VersionRow.id, VersionRow.number, VersionRow.digest, VersionRow.created_at, value]
+    of = VersionRow
+    columns: Any = [of.id, of.number, of.digest, of.size_bytes, of.created_at, value]
     live = (col(VersionRow.adapter_id) == adapter.id, col(VersionRow.deleted_at).is_(None))
     own, newer = plain_select(*columns).where(*live), 0
     if before:
@@ -106,7 +109,8 @@ def _decide(
     following = rows[limit - 1].number if len(rows) > limit else 0
     needed = needs.find_needs(session, adapter, [row.id for row in rows[:limit]])
     now, decisions = db.now(), _Decisions()
-    for position, (version_id, number, digest, created_at, expires) in enumerate(rows[:limit], newer):
+    name = str(AdapterName(adapter.namespace, adapter.name))
+    for position, (version_id, number, digest, size_bytes, created_at, expires) in enumerate(rows[:limit], newer):
         if expires and expires != NEVER:
             deletes = expires <= expiry_text(now)
             reason = f"expired at {expires}" if deletes else f"expires at {expires}"
@@ -114,7 +118,9 @@ def _decide(
             deletes, reason = _apply_rule(rule, position, now - created_at)
         if deletes and version_id in needed:
             deletes, reason = False, needed[version_id]
-        decision = RetentionDecision(number=number, digest=digest, deletes=deletes, reason=reason)
+        decision = RetentionDecision(
+            name=name, number=number, digest=digest, size_bytes=size_bytes, deletes=deletes, reason=reason
+        )
         decisions.append((version_id, decision))
     return decisions, following
 
@@ -136,8 +142,8 @@ def _decide_due(session: Session, adapter: AdapterRow, before: int | None) -> tu
     return [(version_id, decision) for version_id, decision in decisions if decision.deletes], following
 
 
-def _delete_due(engine: Engine, adapter_id: int | None, before: int | None, *, dry_run: bool) -> tuple[int, int]:
-    """Delete what is due of the next `BATCH` versions in one transaction: how many, and where the next ones begin.
+def _delete_due(engine: Engine, adapter_id: int | None, before: int | None, *, dry_run: bool) -> tuple[list[str], int]:
+    """Delete what is due of the next `BATCH` versions in one transaction: which, and where the next ones begin.
 
     What is due is decided again under the locks of the versions: approvals, signatures and jobs wait only for these.
     """
@@ -145,10 +151,10 @@ def _delete_due(engine: Engine, adapter_id: int | None, before: int | None, *, d
         statement = select(AdapterRow).where(AdapterRow.id == adapter_id)
         adapter = session.exec(statement if dry_run else statement.with_for_update()).first()  # first, as all others do
         if adapter is None:
-            return 0, 0
+            return [], 0
         due, following = _decide_due(session, adapter, before)
         if dry_run or not due:
-            return len(due), following
+            return [f"{decision.name}@{decision.number}" for _, decision in due], following
         rows = select(VersionRow).where(col(VersionRow.id).in_(version_id for version_id, _ in due))
         rows = rows.where(col(VersionRow.deleted_at).is_(None)).order_by(col(VersionRow.id)).with_for_update()
         locked = session.exec(rows.execution_options(populate_existing=True)).all()
@@ -159,4 +165,4 @@ def _delete_due(engine: Engine, adapter_id: int | None, before: int | None, *, d
             deletion.withhold(session, SYSTEM, name, version, reasons[version.id or 0])
         queue.supersede(session, {v.id or 0: "the version was deleted by its retention" for v in still_due})
         failpoints.reach("retention.deleted")
-        return len(still_due), following
+        return [f"{name}@{version.number}" for version in still_due], following
