@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -18,6 +20,7 @@ from registry.server import audit as events
 from registry.server.database import db
 from registry.server.pages.operations import audit
 from registry.server.pages.operations.audit import VIEWS
+from registry.server.storage.local import LocalBlobs
 from registry.tlog import notes
 from registry.tlog.notes import Verifier
 from tests.access.tenants import send
@@ -259,9 +262,28 @@ def test_the_status_shows_workers_the_queue_and_whether_the_store_responds(
 
     monkeypatch.setattr(filled.app.state.blobs, "stat", fail)
     response = signed_in.get("/status")
-    assert (response.status_code, "the bucket is away" in response.text) == (200, True)
+    assert response.status_code == 200
+    assert "Blob store : fail Does not respond: the bucket is away" in text_of(response.text)
     monkeypatch.undo()
     filled.give_back([claimed.job.id])
+
+
+def test_the_status_is_red_where_a_part_of_the_registry_is_not_well(
+    filled: Harness, signed_in: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    filled.issue("pull", name="ends soon", seconds=86400)
+    assert "Tokens : warn 1 end" in text_of(signed_in.get("/status").text)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=100, free=1))
+    filled.push("acme/untested")
+    monkeypatch.setattr(filled.app.state, "blobs", LocalBlobs(tmp_path))
+    later = db.now() + timedelta(hours=1)
+    monkeypatch.setattr(db, "now", lambda: later)
+    page = text_of(signed_in.get("/status").text)
+    assert re.search("Health ✕ (Disk|Workers)", page), "what fails comes first"
+    assert "Disk : fail 1 B of 100 B are free" in page
+    assert "jobs wait and no worker takes them" in page
+    assert "Backup : warn There is none in the store" in page
 
 
 @pytest.mark.security

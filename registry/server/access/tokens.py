@@ -30,6 +30,7 @@ from registry.server.database.models import TokenRow
 from registry.token_secret import new_secret, sha256_of
 
 SCAN_ROWS = 500
+EXPIRING_LIMIT = 100
 RECORD_USE_EVERY = timedelta(minutes=10)
 FIRST_TOKEN = "first-admin"  # noqa: S105 - a name, not a secret
 
@@ -234,6 +235,14 @@ def list_tokens(session: Session, actor: Actor, *, cursor: str = "", limit: int)
     revocable = itertools.islice((row for row in rows if _may_revoke(actor, row)), limit + 1)
     items = [db.to_view(row, TokenView) for row in revocable]
     return TokenPage(items=items[:limit], next_cursor=items[limit - 1].id if len(items) > limit else "")
+
+
+def count_expiring(session: Session, actor: Actor, within: timedelta) -> int:
+    """How many tokens that the actor may revoke end within this time: `EXPIRING_LIMIT` are looked at."""
+    soon = (col(TokenRow.expires_at) > db.now()) & (col(TokenRow.expires_at) < db.now() + within)
+    is_lasting = (col(TokenRow.revoked_at).is_(None)) & (col(TokenRow.name) != col(TokenRow.subject))
+    statement = select(TokenRow).where(_may_be_revocable(actor), soon, is_lasting).limit(EXPIRING_LIMIT)
+    return sum(_may_revoke(actor, row) for row in session.exec(statement))
 
 
 def _may_be_revocable(actor: Actor) -> ColumnElement[bool]:

@@ -64,6 +64,11 @@ def now() -> datetime:
     return _read_clock() + _skew
 
 
+def clock_skew() -> timedelta:
+    """How far the database's clock is ahead of this machine's, as far as it is followed."""
+    return _skew
+
+
 def _read_clock() -> datetime:
     return datetime.now(UTC)
 

@@ -16,14 +16,14 @@ from registry.server.pages import (
     sign_in,
     versions,
 )
-from registry.server.pages.operations import audit, fleet, jobs, live
+from registry.server.pages.operations import audit, fleet, jobs, live, status
 from registry.server.pages.settings import adapters as adapter_settings
 from registry.server.pages.settings import namespaces as namespace_settings
 from registry.server.pages.settings import tokens, webhooks
 
 SETTINGS_PAGES = (namespace_settings, adapter_settings, tokens, webhooks)
 PAGES = (
-    search, namespaces, adapters, lineage, versions, aliases, compare, bases, fleet, jobs, live, audit, *SETTINGS_PAGES,
-    sign_in, rendering, hub_addresses,
+    search, namespaces, adapters, lineage, versions, aliases, compare, bases, fleet, jobs, live, audit, status,
+    *SETTINGS_PAGES, sign_in, rendering, hub_addresses,
 )  # fmt: skip
 ROUTERS = tuple(page.router for page in PAGES)

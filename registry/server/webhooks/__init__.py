@@ -8,6 +8,7 @@
 import base64
 import secrets
 from dataclasses import dataclass
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 from sqlalchemy import func, tuple_
@@ -32,6 +33,7 @@ from registry.server.settings import Settings
 from registry.server.webhooks.target import check_url
 
 WEBHOOKS_LIMIT = 100
+FAILING_LIMIT, FAILING_SINCE = 20, timedelta(days=1)
 
 
 def create(
@@ -60,6 +62,20 @@ def create(
     detail = {"to": origin_of(row.url), "actions": row.actions}
     audit.append(session, actor, EventType.WEBHOOK_CREATE, row.id, detail, namespace=_event_namespace(row))
     return db.to_view(row, WebhookView), secret_of(row, keys)
+
+
+def find_failing(session: Session, actor: Actor) -> list[str]:
+    """URLs of up to `FAILING_LIMIT` webhooks of the actor that wait for a next attempt, or have given up lately."""
+    if not actor.has_scope(Scope.ADMIN):
+        return []
+    namespaces = actor.namespaces_with(Scope.ADMIN)
+    is_dead = (col(DeliveryRow.state) == DeliveryState.DEAD) & (col(DeliveryRow.next_at) > db.now() - FAILING_SINCE)
+    is_waiting = (col(DeliveryRow.state) == DeliveryState.WAITING) & (col(DeliveryRow.attempt) > 0)
+    failing = select(DeliveryRow.webhook_id).where(is_dead | is_waiting)
+    statement = select(WebhookRow.url).where(col(WebhookRow.id).in_(failing)).order_by(WebhookRow.id)
+    if namespaces is not None:
+        statement = statement.where(any_of(col(WebhookRow.namespace), sorted(namespaces)))
+    return list(session.exec(statement.limit(FAILING_LIMIT)).all())
 
 
 def list_webhooks(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> WebhookPage:

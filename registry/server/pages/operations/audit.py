@@ -1,33 +1,27 @@
-"""The pages for operators: the events of the audit log with filters and as a file, and the state of the server."""
+"""The pages of the audit log: its events with filters, in saved views and as a file, and one entry with its proof."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from time import perf_counter
 from typing import Annotated
 
 from fastapi import Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from registry import __version__
 from registry.api import check_field
 from registry.api.audit import EventView
-from registry.api.maintenance import Health
-from registry.digest import Digest
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid
 from registry.events import READ_TYPES, EventText, EventType, describe, require_type
-from registry.server import audit, limits
-from registry.server.database import db, schema
-from registry.server.http.dependencies import AuditLogDep, EngineDep, QuickBlobsDep, SessionDep, Text
+from registry.server import audit
+from registry.server.database import db
+from registry.server.http.dependencies import AuditLogDep, SessionDep, Text
 from registry.server.http.routing import refuse_unknown_parameters
 from registry.server.http.services import services_of
-from registry.server.jobs import requests
 from registry.server.pages.operations.live import hold_stream
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
 from registry.server.pages.sessions import visitors
 from registry.server.pages.sessions.visitors import SignedInDep
 from registry.server.promotion import attestations
-from registry.server.storage.blobs import BlobStore, key_of
 from registry.validation import pattern
 
 router = create_router()
@@ -175,33 +169,3 @@ def show_proof(request: Request, session: SessionDep, visitor: SignedInDep, log:
         request, "proof.html", title=f"Entry {proved.seq}: {text.message[:80]}", proved=proved, event=event, text=text,
         log=log.describe_keys(),
     )  # fmt: skip
-
-
-@router.get("/status")
-def show_status(
-    request: Request, session: SessionDep, visitor: SignedInDep, engine: EngineDep, blobs: QuickBlobsDep,
-    log: AuditLogDep,
-) -> Response:  # fmt: skip
-    """Show what `/api/v1/health` describes, the workers, and how far the audit log is signed."""
-    workers, jobs = requests.list_workers(session, visitor.actor), requests.count_open(session, visitor.actor)
-    db.commit_early(session)  # no connection is held while the store responds
-    problem, milliseconds, capabilities = _probe(blobs)
-    health = Health(
-        status="ok", version=__version__, database=engine.dialect.name, blobs=blobs.kind,
-        schema_revision=schema.revision_of(engine), capabilities=capabilities,
-    )  # fmt: skip
-    return render(
-        request, "status.html", title="Status", health=health, log_size=log.latest.size, log=log.describe_keys(),
-        probe=(problem, milliseconds), workers=workers, jobs=jobs, limits=limits.by_section(),
-    )  # fmt: skip
-
-
-def _probe(blobs: BlobStore) -> tuple[str, float, dict[str, bool]]:
-    """Ask the store for one blob: why it does not respond, or nothing, after how many milliseconds, and what it can."""
-    started = perf_counter()
-    try:
-        blobs.stat(key_of(Digest.of(b"")))
-        milliseconds = 1000 * (perf_counter() - started)
-        return "", milliseconds, dict(blobs.capabilities)
-    except RegistryError as e:
-        return e.detail, 1000 * (perf_counter() - started), {}
