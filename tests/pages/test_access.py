@@ -86,7 +86,7 @@ def test_a_page_with_bytes_of_a_version_is_in_the_audit_log_once(
         return [(e.action, e.actor, e.object) for e in events if "/read" in e.object]
 
     filled.push("library/read", filled.files() | {"README.md": b"# Words\n"})
-    assert "<h3>Words" in browser.get("/adapters/library/read").text
+    assert ">Words</h3>" in browser.get("/adapters/library/read").text
     assert reads() == []
     browser.sign_in(filled.issue("pull", namespaces=["library"], name="page-reader")[1])
     filled.validate("library/read@1", answers=(Answer(prompt="p", base="b", adapter="a"),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.web import hostile
 
 pytestmark = pytest.mark.security
 
+ANCHORS = {"#main", "#card", "#versions"}
 NEVER = {"script", "style", "iframe", "object", "embed", "base", "math", "animate", "frame", "video", "audio", "area"}
 ONCE = {"html", "head", "body", "main", "h1", "title"}
 IN_FORMS = {"input", "button", "select", "textarea", "fieldset"}
@@ -62,7 +64,7 @@ class Page(HTMLParser):
 
     def _is_allowed(self, tag: str, name: str, values: dict[str, str]) -> bool:
         value = values.get(name)
-        if value is None or (value.startswith("/") and not value.startswith("//")) or value == "#main":
+        if value is None or (value.startswith("/") and not value.startswith("//")) or value in ANCHORS:
             return True
         absolute = tag == "a" and name == "href" and urlsplit(value).scheme in ("http", "https", "mailto")
         return absolute and "noopener" in values.get("rel", "")
@@ -124,13 +126,23 @@ def test_a_readme_with_a_huge_table_is_plain_text(head: str) -> None:
 def test_a_readme_keeps_its_formatting_and_loses_the_rest() -> None:
     html = readme.render_readme(b"---\na: 1\n---\n# A\n\n**b** [c](https://x.org) ![d](e.png) <kbd>f</kbd>\n\n1. g\n")
     assert html == (
-        '<h3>A</h3>\n<p><strong>b</strong> <a href="https://x.org" rel="noopener noreferrer nofollow">c</a> '
+        '<h3 id="readme-a">A</h3>\n'
+        '<p><strong>b</strong> <a href="https://x.org" rel="noopener noreferrer nofollow">c</a> '
         "<span>[image: d]</span> <kbd>f</kbd></p>\n<ol>\n<li>g</li>\n</ol>\n"
     )
     assert readme.render_readme(b"<" * readme.READ_LIMIT_BYTES).startswith("<pre>")
-    assert readme.render_readme("# a\u202ex &#x202E;".encode()) == "<h3>a[U+202E]x [U+202E]</h3>\n"
+    assert readme.render_readme("# a\u202ex &#x202E;".encode()) == '<h3 id="readme-ax-x202e">a[U+202E]x [U+202E]</h3>\n'
 
 
 @pytest.mark.parametrize("part", ["![", "[", "*_", ">\n- ", "- a\n", "`"])
 def test_a_readme_of_nothing_but_markers_is_plain_text(part: str) -> None:
     assert readme.render_readme((part * readme.READ_LIMIT_BYTES).encode()).startswith("<pre>")
+
+
+def test_a_readme_leads_to_its_headings_and_to_files_of_its_version_only() -> None:
+    text = "# Use it\n[a](#Use-it) [b](LICENSE) [c](./LICENSE) [d](../../x) [e](other) <h3 id='main'>f</h3>\n"
+    html = readme.render_readme(text.encode(), frozenset({"LICENSE"}), "/adapters/a/b/versions/1/files")
+    links = re.findall('<a(?: href="([^"]*)")?', html)
+    own = "/adapters/a/b/versions/1/files/LICENSE"
+    assert links == ["#readme-use-it", own, own, "", ""]
+    assert re.findall('id="([^"]*)"', html) == ["readme-use-it"]

@@ -45,6 +45,7 @@ PAGES = {
     ("GET", "/adapters/{namespace}/{name}:{selector}"): 404,
     ("GET", "/adapters/{namespace}/{name}"): 404,
     ("GET", "/adapters/{namespace}/{name}/versions/{selector}"): 404,
+    ("GET", "/adapters/{namespace}/{name}/versions/{selector}/files/{path:path}"): 404,
     ("GET", "/adapters/{namespace}/{name}/versions/{selector}/lineage"): 404,
     ("GET", "/adapters/{namespace}/{name}/versions/{selector}/lineage.{ending}"): 404,
     ("GET", "/adapters/{namespace}/{name}/versions/{selector}/reports/{digest}/{image}.png"): 400,

@@ -1,16 +1,20 @@
 """The page of an adapter: its README, versions, aliases with their gates, and how to use it."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 from markupsafe import Markup
 from sqlmodel import Session
 
+from registry import names
 from registry.adapters import formats
 from registry.api import PREFIX
 from registry.api.catalog import VersionView
+from registry.api.serving import Convergence
 from registry.errors import RegistryError, Unavailable
 from registry.names import NEWEST, AdapterName
 from registry.roles import Scope
@@ -22,10 +26,12 @@ from registry.server.database import db
 from registry.server.http.dependencies import ADAPTER, CursorDep, NameDep, QuickBlobsDep, SessionDep
 from registry.server.http.services import services_of
 from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
-from registry.server.pages.rendering import create_router, render
+from registry.server.pages.rendering import adapter_path, create_router, render
 from registry.server.pages.sessions.forms import may_change
 from registry.server.pages.sessions.visitors import VisitorDep, record_page_read
 from registry.server.promotion import aliases, gates, release_board
+from registry.server.serving import status
+from registry.server.serving.status import NodeFilter
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.files import CARD
 
@@ -36,9 +42,13 @@ DELETED_SHOWN = 20
 
 @router.get(ADAPTER)
 def show_adapter(
-    request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, blobs: QuickBlobsDep, cursor: CursorDep
-) -> Response:
-    """Show one adapter."""
+    request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, blobs: QuickBlobsDep, cursor: CursorDep,
+    show: Annotated[str, Query(max_length=100)] = "",
+) -> Response:  # fmt: skip
+    """Show one adapter: what its aliases serve, and the README and the lines to copy of one version.
+
+    That is the one that production serves, else the newest; or `show`, an alias or a number.
+    """
     actor = visitor.actor
     adapter = adapters.show_adapter(session, actor, name)
     pointers = aliases.list_aliases(session, actor, name).items
@@ -46,33 +56,36 @@ def show_adapter(
     adapter_id = versions.find_adapter(session, actor, name).id
     effective = gates.find_gates(session, [(name, adapter_id, pointer.alias) for pointer in pointers])
     deleted = aliases.find_deleted(session, adapter_id, DELETED_SHOWN)
-    newest = page.items[0] if page.items and not cursor else None
-    serving = next((p for p in pointers if p.alias in release_board.PRODUCTION), None)
-    shown_alias, number = (serving.alias, serving.number) if serving else (NEWEST, adapter.newest)
+    production = next((p.alias for p in pointers if p.alias in release_board.PRODUCTION), "")
+    selector = show or production or NEWEST
+    version = versions.show(session, actor, name, names.selector(selector))
+    reported = status.nodes(session, actor, NodeFilter(adapter=str(name)), limit=1) if visitor.signed_in else None
+    nodes: dict[str, list[Convergence]] = defaultdict(list)
+    for item in reported.convergence if reported else ():
+        nodes[item.alias].append(item)
     concluded = conclusions.conclude_versions(session, {(name, pointer.number) for pointer in pointers})
-    readme, problem = _read_readme(session, actor, name, number, blobs) if newest is not None else ("", "")
+    readme, problem = read_readme(session, actor, version, blobs)
     if readme:
-        record_page_read(request, visitor, name, number)
+        record_page_read(request, visitor, name, version.number)
     return render(
         request, "adapter.html", title=adapter.name, adapter=adapter, name=name, versions=page, cursor=cursor,
-        newest=newest, aliases=sorted(pointers, key=lambda p: p.alias not in release_board.PRODUCTION), deleted=deleted,
-        serves={of: conclusion for (_, of), conclusion in concluded.items()}, readme_number=number,
-        verdict_of=conclusions.conclude_view,
+        version=version, aliases=sorted(pointers, key=lambda p: (p.alias == NEWEST, p.alias != production)),
+        deleted=deleted, production=production, selector=selector, nodes=nodes,
+        serves={of: conclusion for (_, of), conclusion in concluded.items()}, verdict_of=conclusions.conclude_view,
         gates={view.alias: view.gate.describe() for view in effective},
-        readme=readme, readme_problem=problem, alias=shown_alias,
-        examples=usage_examples(request, name, shown_alias, page.items[0]) if page.items else [],
+        readme=readme, readme_problem=problem, examples=usage_examples(request, name, selector, version),
         trend=verdict_trend(page.items), may_promote=may_change(visitor, Scope.PROMOTE, name),
     )  # fmt: skip
 
 
-def _read_readme(
-    session: Session, actor: Actor, name: AdapterName, number: int, blobs: BlobStore
-) -> tuple[Markup | str, str]:
+def read_readme(session: Session, actor: Actor, version: VersionView, blobs: BlobStore) -> tuple[Markup | str, str]:
     """The README of a version as HTML, and why it cannot be read now: the rest of the page does not depend on it."""
     try:
-        file = files.find_file(session, actor, name, number, CARD)
+        file = files.find_file(session, actor, AdapterName.parse(version.name), version.number, CARD)
         db.commit_early(session)
-        return render_readme(bytes(blobs.read(key_of(file.digest), 0, min(file.size_bytes, READ_LIMIT_BYTES)))), ""
+        data = bytes(blobs.read(key_of(file.digest), 0, min(file.size_bytes, READ_LIMIT_BYTES)))
+        paths = frozenset(other.path for other in version.files)
+        return render_readme(data, paths, adapter_path(version.name, version.number, "files")), ""
     except Unavailable as e:
         return "", e.detail
     except RegistryError:

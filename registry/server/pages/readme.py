@@ -1,14 +1,16 @@
 """READMEs as HTML: Markdown is rendered, then everything but plain formatting is removed.
 
 - A README is hostile input. nh3 keeps the tags and attributes below and nothing else, and closes what is left open.
-- Images become their descriptions: a page sends no request to another server. Only absolute links stay.
+- Images become their descriptions: a page sends no request to another server, and versions hold no images. Absolute
+  links stay, those to headings, and relative ones to files of the version.
 - Only the first `READ_LIMIT_BYTES` are read. What would become very long is shown as plain text.
 """
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
+from urllib.parse import quote
 
 import nh3
 from markdown_it import MarkdownIt
@@ -34,7 +36,10 @@ _TAGS = frozenset(
         "pre", "span", "strong", "sub", "summary", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul",
     }
 )  # fmt: skip
-_ATTRIBUTES = {"a": {"href"}, "ol": {"start"}}
+_ATTRIBUTES = {"a": {"href"}, "ol": {"start"}} | {heading: {"id"} for heading in ("h3", "h4", "h5", "h6")}
+ANCHOR = "readme-"
+"""What ids of headings begin with, so that none is one of the page."""
+_ANCHOR = re.compile(rf"{ANCHOR}[\w-]{{1,80}}\Z")
 _SCROLLABLE = {tag: {"tabindex": "0"} for tag in ("pre", "table")}
 """What scrolls sideways on a narrow screen, by keyboard too."""
 _SCHEMES = frozenset({"http", "https", "mailto"})
@@ -44,15 +49,15 @@ _HEADINGS_DOWN = 2
 
 
 @lru_cache(maxsize=CACHED)
-def render_readme(data: bytes) -> Markup:
-    """Return the README as HTML that is safe to show."""
+def render_readme(data: bytes, files: frozenset[str] = frozenset(), folder: str = "") -> Markup:
+    """Return the README as HTML that is safe to show. `folder`: the path below which pages have the version's files."""
     text = (
         data[:READ_LIMIT_BYTES]
         .decode("utf-8", "replace")
         .replace("\r\n", "\n")
         .replace("\0", "\N{REPLACEMENT CHARACTER}")
     )
-    return Markup(_BIDI_CONTROL.sub(_name_control, _render(_FRONT_MATTER.sub("", text, count=1))))  # noqa: S704  # safe
+    return Markup(_BIDI_CONTROL.sub(_name_control, _render(_FRONT_MATTER.sub("", text, count=1), files, folder)))  # noqa: S704  # safe
 
 
 def _name_control(match: re.Match[str]) -> str:
@@ -60,7 +65,7 @@ def _name_control(match: re.Match[str]) -> str:
     return f"[U+{ord(match[0]):04X}]"
 
 
-def _render(text: str) -> Markup:
+def _render(text: str, files: frozenset[str], folder: str) -> Markup:
     markers = max(sum(map(text.count, "[*_`>~<")), text.count("\n"))
     if markers > MARKERS_LIMIT or _count_cells(text) > CELLS_LIMIT:
         return Markup("<pre>{}</pre>").format(text[:PLAIN_LIMIT])
@@ -68,7 +73,7 @@ def _render(text: str) -> Markup:
         _MARKDOWN.render(text),
         tags=set(_TAGS),
         attributes=_ATTRIBUTES,
-        attribute_filter=_filter_attribute,
+        attribute_filter=partial(_filter_attribute, files, folder),
         set_tag_attribute_values=_SCROLLABLE,
         url_schemes=set(_SCHEMES),
         link_rel="noopener noreferrer nofollow",
@@ -83,10 +88,17 @@ def _count_cells(text: str) -> int:
     return max((row.count("|") + 1 for row in _DELIMITER_ROW.findall(text)), default=0) * text.count("\n")
 
 
-def _filter_attribute(_tag: str, attribute: str, value: str) -> str | None:
-    """Keep absolute links and small numbers only: a relative link would lead to another page of the registry."""
+def _filter_attribute(files: frozenset[str], folder: str, _tag: str, attribute: str, value: str) -> str | None:
+    """Keep small numbers, ids of our own, and links: other relative ones would lead to other pages of the registry."""
     if attribute == "href":
+        if value.startswith("#") and _ANCHOR.match(ANCHOR + value[1:].lower()):
+            return f"#{ANCHOR}{value[1:].lower()}"
+        path = value.removeprefix("./")
+        if path in files:
+            return f"{folder}/{quote(path)}"
         return value if value.lower().startswith(("https://", "http://", "mailto:")) else None
+    if attribute == "id":
+        return value if _ANCHOR.match(value) else None
     if attribute == "start":
         return value if value.isascii() and value.isdigit() and len(value) < 6 else None
     return value  # `rel`, which nh3 adds
@@ -97,9 +109,12 @@ def _describe_image(_self: RendererHTML, tokens: Sequence[Token], index: int, *_
 
 
 def _lower_headings(state: Any) -> None:
-    for token in state.tokens:
+    for position, token in enumerate(state.tokens):
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + _HEADINGS_DOWN)}"
+        if token.type == "heading_open":
+            words = re.sub(r"[^\w -]", "", state.tokens[position + 1].content.lower())
+            token.attrSet("id", ANCHOR + words.strip().replace(" ", "-")[:80])
 
 
 def _markdown() -> MarkdownIt:

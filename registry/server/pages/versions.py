@@ -3,11 +3,13 @@
 import base64
 import binascii
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 from sqlmodel import Session
 
 from registry.adapters import formats, module_grid
@@ -20,16 +22,19 @@ from registry.engines import rulebook
 from registry.errors import Invalid, NotFound, RegistryError, Unavailable
 from registry.evaluation.golden import Golden, read_golden
 from registry.evaluation.reports import Report
-from registry.evaluation.verdicts import Check, Verdict
+from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
+from registry.server.catalog.conclusions import conclude_view
 from registry.server.database import db
 from registry.server.evaluation import engine_compat, engine_profiles, weights
 from registry.server.http import dependencies as deps
+from registry.server.http import routing
+from registry.server.http.request_actor import record_read
 from registry.server.http.request_body import limit_body
-from registry.server.pages.adapters import usage_examples
+from registry.server.pages.adapters import read_readme, usage_examples
 from registry.server.pages.rendering import (
     PRIVATE,
     SECURITY_HEADERS,
@@ -43,7 +48,7 @@ from registry.server.pages.sessions.forms import FORM_BYTES, may_change, read_fi
 from registry.server.pages.sessions.visitors import VisitorDep, record_page_read
 from registry.server.promotion import attestations, withdraw
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore, key_of
+from registry.server.storage.blobs import BlobStore, attachment, key_of
 from registry.versions.files import GOLDEN
 from registry.versions.manifest import Descriptor
 
@@ -71,16 +76,49 @@ def show_version(
     signatures = attestations.list_attestations(session, actor, name, version.number, None).items
     engines = evaluate_engines(session, actor, name, version, settings)
     report, samples, problem = read_smoke_test(session, actor, name, version, blobs)
-    if report is not None:
+    readme, readme_problem = ("", problem) if problem else read_readme(session, actor, version, blobs)
+    if report is not None or readme:
         record_page_read(request, visitor, name, version.number)
     return render(
         request, "version.html", title=f"{name}@{version.number}", version=version, name=name,
         checks=[verdict for verdict in version.verdicts if verdict.check is not Check.ENGINE], engines=engines,
         heat=heat_map(norms), curve=loss_curve(version.facts), norms=norms, signatures=signatures, report=report,
-        samples=samples, report_problem=problem,
+        samples=samples, report_problem=problem, readme=readme, readme_problem=readme_problem,
+        conclusion=conclude_view(version), reason=_find_reason(version),
+        served=len(engine_profiles.parse_setting(settings.engines)), others=_count_others(engines, settings),
         examples=usage_examples(request, name, str(version.number), version),
         may_promote=may_change(visitor, Scope.PROMOTE, name), may_release=may_change(visitor, Scope.ADMIN, name),
     )  # fmt: skip
+
+
+def _find_reason(version: VersionView) -> str:
+    """The first finding of the worst verdict; empty if all pass."""
+    for outcome in (Outcome.FAIL, Outcome.UNKNOWN, Outcome.WARN):
+        for verdict in version.verdicts:
+            if verdict.outcome is outcome and verdict.findings:
+                return f"{verdict.check}: {verdict.findings[0].message}"
+    return ""
+
+
+# ------------------------------------------------------------------ files
+@router.get(deps.VERSION + "/files/{path:path}")
+def download_file(
+    request: Request, session: deps.SessionDep, visitor: VisitorDep, settings: deps.SettingsDep, name: deps.NameDep,
+    selector: deps.SelectorDep, path: str, blobs: deps.QuickBlobsDep,
+) -> Response:  # fmt: skip
+    """Send one file of a version to save, or lead to its store."""
+    file = files.find_file(session, visitor.actor, name, selector, path)
+    db.commit_early(session)
+    if visitor.signed_in:
+        record_read(request, name, selector)
+    key = files.locate_bytes(blobs, file)
+    seconds = settings.link_seconds
+    url = blobs.presign_read(key, file.size_bytes, seconds=seconds, file_name=path) if blobs.is_remote else None
+    if url is not None:
+        return Response(status_code=303, headers=SECURITY_HEADERS | PRIVATE | {"Location": url})
+    headers = {"Content-Disposition": attachment(path), "Content-Length": str(file.size_bytes)}
+    body = routing.stream_in_threads(blobs.open(key, 0, file.size_bytes))
+    return StreamingResponse(body, 200, SECURITY_HEADERS | PRIVATE | headers, media_type="application/octet-stream")
 
 
 # ------------------------------------------------------------------ withdrawal
@@ -112,6 +150,13 @@ def evaluate_engines(
         if rules.name not in stored and rules.kind == kind
     ]
     return engine_compat.evaluate_version(session, actor, name, version.number, profiles).items
+
+
+def _count_others(engines: list[Verdict], settings: Settings) -> str:
+    """How many engines that this server does not name say what."""
+    words = {Outcome.PASS: "yes", Outcome.WARN: "with care", Outcome.FAIL: "no", Outcome.UNKNOWN: "unknown"}
+    counts = Counter(verdict.outcome for verdict in engines[len(engine_profiles.parse_setting(settings.engines)) :])
+    return ", ".join(f"{counts[outcome]} {word}" for outcome, word in words.items() if counts[outcome])
 
 
 # ------------------------------------------------------------------ loss
