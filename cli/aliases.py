@@ -43,12 +43,14 @@ from .console.tables import Column, Table
 @click.option(
     "--break-glass", is_flag=True, help="Pass a closed gate; owners only, needs --reason, stays marked in the history."
 )
+@click.option("--create-alias", is_flag=True, help="Make a new alias although its name looks like another one.")
 def promote(
     ref: Ref | None, alias: str, source: str, target: str, reason: str, generation: int | None, break_glass: bool,
-    **group: Any,
+    create_alias: bool, **group: Any,
 ) -> None:  # fmt: skip
     """Point ALIAS at the version REF, through the alias's gate.
 
+    A new alias whose name looks like one in use needs --create-alias.
     A closed gate lists what is missing and exits 6. Without --generation the alias is read first and moves only if no
     one else moved it since. With --namespace, do the same for many adapters; a plan is shown first.
     """
@@ -56,7 +58,8 @@ def promote(
     if options.namespace:
         if ref or alias or generation is not None or not (source and target):
             raise click.UsageError("--namespace needs --from and --to, and takes no REF, ALIAS or --generation")
-        how = {"alias": target, "version": source, "reason": reason, "break_glass": break_glass}
+        how: dict[str, Any] = {"alias": target, "version": source, "reason": reason}
+        how |= {"break_glass": break_glass, "create_alias": create_alias}
         _move_group(options, source, how)
         return
     if ref is None or not alias or source or target:
@@ -67,7 +70,7 @@ def promote(
         generation_read = registry.generation(ref.name, alias) if generation is None else generation
         item = MoveItem(
             name=str(ref.name), alias=alias, version=str(number), generation=generation_read, reason=reason,
-            break_glass=break_glass,
+            break_glass=break_glass, create_alias=create_alias,
         )  # fmt: skip
         _move(registry, item, dry_run=options.dry_run)
 

@@ -18,6 +18,8 @@ class StepKind(StrEnum):
     SHOW_VERSION = "show-version"
     SHOW_HISTORY = "show-history"
     CHOOSE_VERSION = "choose-version"
+    CREATE_ALIAS = "create-alias"
+    """The alias is the one that resembles the new one."""
     DELETE_ALIAS = "delete-alias"
     RELEASE_ALIAS = "release-alias"
     """Nodes serve by it."""
@@ -38,6 +40,7 @@ _COMMANDS = {
     StepKind.SHOW_VERSION: "look at `adapter show {subject}`",
     StepKind.SHOW_HISTORY: "look at it again with `adapter history {subject}:{alias}`",
     StepKind.CHOOSE_VERSION: "name one with --version",
+    StepKind.CREATE_ALIAS: "did you mean '{alias}'? For a new alias pass --create-alias to `adapter promote`",
     StepKind.DELETE_ALIAS: "delete one: `adapter alias delete`",
     StepKind.FREE_ALIASES: "promote another version to each alias, or delete it: adapter alias delete {subject}",
     StepKind.DELETE_ADAPTER: "delete the adapter: adapter delete {subject}",

@@ -125,6 +125,8 @@ class PromoteRequest(Request):
     """Why, for everyone who reads the history. Control characters are refused."""
     break_glass: bool = False
     """Move the alias although its gate is closed. Needs a reason, which the audit log keeps."""
+    create_alias: bool = False
+    """Create the alias even if its name looks like that of another one, of which it may be a wrong spelling."""
 
 
 class RollbackRequest(Request):

@@ -47,10 +47,11 @@ class Aliases(Versions):
             return 0
 
     def promote(
-        self, name: Name, alias: str, version: str, *, generation: int, reason: str = "", break_glass: bool = False
-    ) -> AliasView:
+        self, name: Name, alias: str, version: str, *, generation: int, reason: str = "", break_glass: bool = False,
+        create_alias: bool = False,
+    ) -> AliasView:  # fmt: skip
         """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
-        request = PromoteRequest(version=version, reason=reason, break_glass=break_glass)
+        request = PromoteRequest(version=version, reason=reason, break_glass=break_glass, create_alias=create_alias)
         return self.call(
             operations.PROMOTE_ALIAS, request, about=parsed_name(name), repeats=ref_of(str(name), version),
             headers={"If-Match": f'"{generation}"'}, alias=alias,

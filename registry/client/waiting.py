@@ -102,7 +102,7 @@ def move_alias(registry: Registry, pushed: PushResult, alias: str, message: str)
         generation = registry.generation(version.name, alias)
         registry.promote(version.name, alias, str(version.number), generation=generation, reason=message)
         version = registry.version(ref_of(version))
-    except (Denied, Refused) as e:
+    except (Denied, NotFound, Refused) as e:  # NotFound: the name may be a wrong spelling
         refusal = e.detail
     return pushed.model_copy(update={"version": version, "alias_refused": refusal})
 

@@ -221,17 +221,20 @@ class AdapterRegistry:
 
     # ------------------------------------------------------------ release
     def promote(
-        self, ref: AnyRef, alias: str, *, reason: str = "", generation: int | None = None, break_glass: bool = False
-    ) -> AliasView:
+        self, ref: AnyRef, alias: str, *, reason: str = "", generation: int | None = None, break_glass: bool = False,
+        create_alias: bool = False,
+    ) -> AliasView:  # fmt: skip
         """Point an alias at a version, through its gate. `Refused` (GATE_CLOSED) lists what is missing.
 
+        `NotFound` (ALIAS_UNKNOWN) for a new alias whose name looks like another one, unless `create_alias`.
         `generation`: the state of the alias that you saw, 0 for none; default: it is read first.
         """
         version = self.client.version(ref)
         used_generation = self.client.generation(version.name, alias) if generation is None else generation
         return self.client.promote(
-            version.name, alias, str(version.number), generation=used_generation, reason=reason, break_glass=break_glass
-        )
+            version.name, alias, str(version.number), generation=used_generation, reason=reason,
+            break_glass=break_glass, create_alias=create_alias,
+        )  # fmt: skip
 
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
         """Point an alias back at the version before, or at the version `to`."""

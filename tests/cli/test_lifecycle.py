@@ -216,12 +216,6 @@ def test_a_whole_model_is_refused_before_it_is_sent(cli: CommandRunner) -> None:
     assert cli("list", "--json").json["items"] == []
 
 
-def test_a_promotion_says_if_the_alias_is_new(released: CommandRunner) -> None:
-    """It may be misspelled."""
-    for alias, is_new in (("porduction", True), ("porduction", True), ("prod", False)):
-        assert ("a new alias, " in released("promote", "acme/support@2", alias).stdout) is is_new
-
-
 def test_a_promotion_against_a_stale_generation_is_a_conflict(released: CommandRunner) -> None:
     result = released("promote", "acme/support@2", "prod", "--generation", 0, "--json", expect=5)
     assert result.problem["code"] == "ALIAS_MOVED"
@@ -239,6 +233,29 @@ def test_a_rollback_goes_to_the_given_version(released: CommandRunner) -> None:
     assert "acme/support:prod → @2 already" in released("promote", "acme/support@2", "prod", "--dry-run").stdout
     assert "belongs to acme/support" in released(*back, "--version", "a/b@2", expect=2).stderr
     assert "--reason" in released(*back[:3], expect=2).stderr
+
+
+def test_a_new_alias_that_looks_like_another_one_is_meant(released: CommandRunner) -> None:
+    """The name that is typed → whether it needs --create-alias, where `prod` is an alias and `staging` has a gate."""
+    released("gate", "set", "acme", "staging", "--require", "compat")
+    for alias, is_near in {
+        "prd": True,
+        "porduction": True,
+        "stagin": True,
+        "preprod": False,
+        "prod2": False,
+        "staging": False,
+    }.items():
+        words = ("promote", "acme/support@2", alias)
+        result = released(*words, expect=4 if is_near else 0)
+        assert is_near or "a new alias, " in result.stdout
+        if is_near:
+            assert f"adapter 'acme/support' has no alias '{alias}', which looks like" in result.stderr
+            assert "For a new alias pass --create-alias" in result.stderr
+    pushed = released("push", released.make_adapter("next"), "acme/support", "--alias", "prd", expect=6).stdout
+    assert "The alias did not move: adapter 'acme/support' has no alias 'prd', which looks like 'prod'" in pushed
+    assert released("promote", "acme/support@2", "prd", "--create-alias", "--json").json["generation"] == 1
+    assert released("promote", "acme/support@1", "prd", "--json").json["generation"] == 2
 
 
 def test_a_version_is_named_as_people_write_it(released: CommandRunner) -> None:

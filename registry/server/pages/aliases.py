@@ -159,7 +159,9 @@ def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, na
     if breaks_glass:
         confirm_identity(request, session, visitor, fields.get("token", ""))
     selector, generation = names.selector(move.version), _generation(fields)
-    moves.move_alias(session, visitor.actor, Move(name, alias, selector, generation, move.reason, breaks_glass))
+    moves.move_alias(
+        session, visitor.actor, Move(name, alias, selector, generation, move.reason, breaks_glass, creates_alias=True)
+    )
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 

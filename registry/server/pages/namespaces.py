@@ -118,7 +118,10 @@ def _approve(session: Session, actor: Actor, releases: list[_Choice], reason: st
 
 
 def _promote(session: Session, actor: Actor, releases: list[_Choice], reason: str) -> None:
-    requested = [Move(ref.name, alias, ref.selector, generation, reason) for ref, alias, generation in releases]
+    requested = [
+        Move(ref.name, alias, ref.selector, generation, reason, creates_alias=True)
+        for ref, alias, generation in releases
+    ]
     _raise_first(moves.move_aliases(session, actor, requested))
 
 

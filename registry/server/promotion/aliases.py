@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, and_, exists, func
+from sqlalchemy import ColumnElement, and_, exists, func, or_
 from sqlalchemy import select as plain_select
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
@@ -16,7 +19,9 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api import aliases as views
 from registry.errors import Invalid, NotFound
+from registry.evaluation.gates import GATES
 from registry.names import AdapterName
+from registry.next_steps import NextStep, StepKind
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import namespaces
@@ -25,9 +30,13 @@ from registry.server.catalog import availability, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
+from registry.server.database.models.owner_rules import RuleKind, RuleRow
 
 ROLLBACK = "rollback"
 """Marks a rollback in a history row's evidence."""
+NEAR_SPELLING = 0.8
+"""How alike two names are, of 1, if one may be a wrong spelling of the other: `prd` of `prod`, not `preprod`."""
+_DIGITS = re.compile(r"\d+")
 HISTORY_LIMIT = 1000
 """How many moves of an alias a rollback looks back."""
 LAST_MOVES_LIMIT = 2000
@@ -86,6 +95,41 @@ def unknown_alias(name: AdapterName, alias: str) -> NotFound:
     """The error for an alias that the adapter does not have."""
     parameters = {"adapter": str(name), "alias": alias}
     return NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{alias}'", parameters=parameters)
+
+
+def misspelt_alias(name: AdapterName, alias: str, other: str) -> NotFound:
+    """The error for a new alias that resembles one in use."""
+    message = f"adapter '{name}' has no alias '{alias}', which looks like '{other}'"
+    return NotFound("ALIAS_UNKNOWN", message, next_step=NextStep(StepKind.CREATE_ALIAS, str(name), other))
+
+
+def find_resembled(session: Session, new: Collection[tuple[AdapterName, int, str]]) -> dict[tuple[int, str], str]:
+    """The id of an adapter and a new alias → the name of which that is a near spelling, if there is one.
+
+    Names in use are the aliases of the adapter and those with a gate. Names that differ in digits alone are a series.
+    """
+    if not new:
+        return {}
+    ids, namespaces_of = sorted({key for _, key, _ in new}), sorted({name.namespace for name, _, _ in new})
+    used: dict[int | str, set[str]] = defaultdict(set)
+    pointers = select(AliasRow.adapter_id, AliasRow.alias).where(any_of(col(AliasRow.adapter_id), ids))
+    for adapter_id, alias in session.exec(pointers):
+        used[adapter_id].add(alias)
+    ruled = or_(any_of(col(RuleRow.adapter_id), ids), any_of(col(RuleRow.namespace), namespaces_of))
+    gated = select(RuleRow.adapter_id, RuleRow.namespace, RuleRow.alias).where(RuleRow.kind == RuleKind.GATE, ruled)
+    for of_adapter, namespace, alias in session.exec(gated):
+        used[of_adapter or namespace or ""].add(alias)
+    return {
+        (adapter_id, alias): _resembled(alias, GATES.keys() | used[adapter_id] | used[name.namespace])
+        for name, adapter_id, alias in new
+    }
+
+
+def _resembled(alias: str, used: set[str]) -> str:
+    if alias in used:
+        return ""
+    others = sorted(other for other in used if _DIGITS.sub("", other) != _DIGITS.sub("", alias))
+    return "".join(difflib.get_close_matches(alias, others, n=1, cutoff=NEAR_SPELLING))
 
 
 def find_deleted(session: Session, adapter_id: int | None, limit: int) -> list[str]:

@@ -50,6 +50,8 @@ class Move:
     reason: str = ""
     break_glass: bool = False
     is_rollback: bool = False
+    creates_alias: bool = False
+    """Whether a new alias is meant, even one whose name resembles another."""
 
     @property
     def ref(self) -> Ref | None:
@@ -92,6 +94,8 @@ class MoveFacts:
     gate: Gate = field(default_factory=Gate)
     evidence: Evidence = field(default_factory=Evidence)
     """What the gate evaluates; empty where it is not asked (`is_return`)."""
+    resembles: str = ""
+    """Of a new alias, the name in use of which its own may be a wrong spelling."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,8 @@ def decide(actor: Actor, facts: MoveFacts) -> MoveDecision:
         raise Invalid("REQUEST_INVALID", f"items: '{move.name}:{move.alias}' is named twice")
     if move.is_rollback and before.version_id is None:
         raise aliases.unknown_alias(move.name, str(move.alias))
+    if before.version_id is None and facts.resembles and not move.creates_alias:
+        raise aliases.misspelt_alias(move.name, move.alias, facts.resembles)
     version = facts.version if move.to is not None else _find_previous(facts)
     availability.require_available(move.name, version)
     if move.is_rollback and move.to is not None and before.version_id == version.id:

@@ -157,6 +157,8 @@ def _load_facts(
         for move, version in moves
         if first[_key(move, version)] is move and not is_return(move, version, past.get(_key(move, version), ()))
     ]
+    new = [(move, version) for move, version in gated if states[_key(move, version)].version_id is None]
+    resembled = aliases.find_resembled(session, [(move.name, v.adapter_id, move.alias) for move, v in new])
     gathered = gates.gather_evidence(session, actor, [(move.name, move.alias, version) for move, version in gated])
     evidence = {_key(*pair): (gate.gate, of_gate) for pair, (gate, of_gate) in zip(gated, gathered, strict=True)}
 
@@ -164,7 +166,7 @@ def _load_facts(
         key = _key(*pair)
         return MoveFacts(
             *pair, states[key], first[key] is not pair[0], past.get(key, ()), earlier,
-            *evidence.get(key, (Gate(), Evidence())),
+            *evidence.get(key, (Gate(), Evidence())), resembled.get(key, ""),
         )  # fmt: skip
 
     return collect_outcomes(pairs, gather)

@@ -229,7 +229,8 @@ def ends_push(error: RegistryError) -> bool:
 def keeps_alias(error: RegistryError) -> bool:
     """Whether the version is created although its alias does not move.
 
-    A gate is closed, or stays closed until large weights are read, or the actor may push and not move this alias.
+    A gate is closed, or stays closed until large weights are read, or the actor may push and not move this alias, or
+    its name may be a wrong spelling.
     """
     is_pending = isinstance(error, Unavailable) and any(reason.code == WEIGHTS_PENDING for reason in error.findings)
-    return isinstance(error, Denied | Refused) or is_pending
+    return isinstance(error, Denied | Refused) or is_pending or error.code == "ALIAS_UNKNOWN"

@@ -69,7 +69,9 @@ def promote_alias(
     target.actor.require(Scope.PROMOTE, target.name, alias)
     expected = _require_generation(if_match, alias)
     to = parse_selector(request.version, target.name)
-    move = Move(target.name, alias, to, expected, request.reason, request.break_glass)
+    move = Move(
+        target.name, alias, to, expected, request.reason, request.break_glass, creates_alias=request.create_alias
+    )
     return _tagged(moves.move_alias(target.session, target.actor, move), response)
 
 
@@ -137,7 +139,7 @@ def list_moves(
 def _read_move(item: MoveItem) -> Move:
     name = AdapterName.parse(item.name)
     to = None if item.rollback and not item.version else parse_selector(item.version, name)
-    return Move(name, item.alias, to, item.generation, item.reason, item.break_glass, item.rollback)
+    return Move(name, item.alias, to, item.generation, item.reason, item.break_glass, item.rollback, item.create_alias)
 
 
 def _tagged(view: AliasView, response: Response) -> AliasView:

@@ -205,7 +205,7 @@ def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: 
             raise Conflict("NAME_TAKEN", f"'{adapter}' has a branch '{alias}' already")
         if at.version is not None:
             to = Digest(at.version.digest)
-            move = Move(adapter, alias, to, expected_generation=0, reason="created as a branch")
+            move = Move(adapter, alias, to, expected_generation=0, reason="created as a branch", creates_alias=True)
             moves.move_alias(session, actor, move)
             return {}
         upload = drafts.open_upload(session, actor, adapter, {}, settings, seconds=settings.draft_seconds)
