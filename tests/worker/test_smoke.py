@@ -20,6 +20,7 @@ from registry.evaluation.reports import Execution, Report
 from registry.worker.model.sources import BaseSource
 from registry.worker.model_process.client import ModelProcess, Pool, ProcessLimits
 from registry.worker.sandbox import confine, namespaces
+from registry.worker.smoke.result import LibraryFailed, exceptions_as
 from tests import fixtures
 from tests.worker import models
 
@@ -174,6 +175,7 @@ def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_pa
 ESCAPES = """
 import ctypes, json, os, sys
 from registry.worker.sandbox import confine, namespaces
+from registry.worker.smoke.result import LibraryFailed, exceptions_as
 home, netrc, base = sys.argv[1:]
 layers = confine.confine(keep=(0, 1, 2), visible=namespaces.visible_folders(namespaces.Path(base)))
 libc = ctypes.CDLL(None, use_errno=True)
@@ -360,3 +362,14 @@ def test_dora_loads_on_a_base_of_eight_bits_that_has_run_before(pool: Pool, tmp_
         result = smoke_test(pool, BaseSource("int8", tmp_path / "int8", ""), dora, limits)
         assert codes(result) == {}, result["findings"]
         assert result["measurements"]["max_logit_delta"] > 0.001
+
+
+def test_a_library_that_fails_on_its_own_packed_base_is_no_fault_of_the_adapter() -> None:
+    """bitsandbytes 0.50 may move the scales of a base that it packed itself, and DoRA's second pass finds none."""
+    pytest.importorskip("bitsandbytes")
+    for module, expected in (("bitsandbytes.backends.default.ops", "smoke.packing_failed"), ("peft.x", "smoke.failed")):
+        library: dict[str, Any] = {"__name__": module}
+        exec("def run(): None.dtype", library)
+        with pytest.raises(LibraryFailed) as failed, exceptions_as("error", "smoke.failed", "forward", "it fails"):
+            library["run"]()
+        assert failed.value.finding.code == expected

@@ -6,9 +6,11 @@ e^44 times as unlikely gets its verdict.
 """
 
 import math
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
@@ -16,6 +18,8 @@ from registry.evaluation.reports import ANSWERS_LIMIT, NUMBER_LIMIT, Answer
 from registry.evaluation.thresholds import Thresholds
 from registry.findings import Finding, Severity
 from registry.worker.sandbox.program import Progress, error_text, ignore_progress
+
+PACKING_LIBRARIES = ("bitsandbytes", "compressed_tensors", "gptqmodel", "hqq")
 
 
 @dataclass(slots=True)
@@ -106,6 +110,12 @@ def machine_fault(error: BaseException) -> bool:
     return out_of_memory(error) or "cuda error" in str(error).lower() or type(error).__name__ == "AcceleratorError"
 
 
+def _packing_library(error: BaseException) -> str:
+    """The library for packed bases in which an exception was raised; empty for one from elsewhere."""
+    modules = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((library for library in PACKING_LIBRARIES if f"{modules[-1]}.".startswith(f"{library}.")), "")
+
+
 class LibraryFailed(Exception):
     """A library fails on this adapter: the check ends, and `finding` says how."""
 
@@ -116,10 +126,16 @@ class LibraryFailed(Exception):
 
 @contextmanager
 def exceptions_as(severity: Severity, code: str, location: str, problem: str) -> Iterator[None]:
-    """Raise a library's exception as `LibraryFailed` with this finding, but a fault of the machine as it is."""
+    """Raise a library's exception as `LibraryFailed` with this finding, but a fault of the machine as it is.
+
+    One that a library for packed bases raises says nothing of the adapter: the finding is unknown then.
+    """
     try:
         yield
     except Exception as e:
         if machine_fault(e):
             raise
+        if library := _packing_library(e):
+            problem = f"{library} {version(library)} cannot run this base with the adapter"
+            severity, code = "unknown", "smoke.packing_failed"
         raise LibraryFailed(Finding.of(severity, code, location, f"{problem}: {library_message(e)}")) from e
