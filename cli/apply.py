@@ -67,7 +67,7 @@ def apply(path: Path, **flags: Any) -> None:
 
     An adapter may also have `base`, `message`, `description` and `links`. A plan is shown first. One failure does not
     stop the others. With --atomic, versions are pushed first and stay, with main pointing at them; then all tags and
-    aliases change in one transaction, or none if anything failed.
+    aliases change in one transaction, or none if anything failed. The plan says which folders would fail `compat`.
     """
     options = groups.Options(**flags)
     entries = read_adapters_file(path)
@@ -99,8 +99,9 @@ def apply(path: Path, **flags: Any) -> None:
                 output.line(f"--atomic: keeps the {pushed} to push; tags and aliases change together or not")
         if pending:
             output.confirm(f"Make {output.plural(len(pending), 'change')}?", options.yes)
-        _carry_out(registry, entries, (pushes, tags, moves), numbers, atomic=options.atomic)
-    _end_steps(steps, "done", atomic=options.atomic, pending=pending if plan_shown else None)
+        changes = Groups(registry)
+        _carry_out(registry, changes, entries, (pushes, tags, moves), numbers, atomic=options.atomic)
+    _end_steps(steps, "done", atomic=options.atomic, pending=pending if plan_shown else None, group_id=changes.group_id)
 
 
 def _words(entry: AdapterEntry) -> list[str]:
@@ -115,7 +116,7 @@ def _plan_pushes(
     steps, numbers = [], {}
     for base in dict.fromkeys(entry.base for entry in entries.values() if entry.folder):
         folders = [(Path(e.folder), str(name)) for name, e in entries.items() if e.folder and e.base == base]
-        read = push.read_manifests(registry, folders, base=base)
+        read = push.try_all(registry, folders, base=base)
         subjects = [f"{r.name}@{r.value.digest}" for r in read if r.value is not None]
         looks = Groups(registry).change_metadata([DescribeItem(subject=s) for s in subjects], dry_run=True)
         outcomes = dict(zip(subjects, looks, strict=True))
@@ -126,6 +127,8 @@ def _plan_pushes(
                 step.state = "refused"
             elif isinstance(look, NotFound):
                 step.state = "planned"
+                if result.value is not None and result.value.findings:
+                    step.change += f" (compat would fail: {result.value.findings[0].to_text()})"
             elif isinstance(look, RegistryError):
                 step.state, step.error = "refused", look
             elif look is not None:
@@ -150,7 +153,7 @@ def _plan_changes(
 
 
 def _carry_out(
-    registry: Registry, entries: dict[AdapterName, AdapterEntry], steps: tuple[list[_Step], ...],
+    registry: Registry, client: Groups, entries: dict[AdapterName, AdapterEntry], steps: tuple[list[_Step], ...],
     numbers: dict[AdapterName, str], *, atomic: bool,
 ) -> None:  # fmt: skip
     pushes, tags, moves = steps
@@ -172,7 +175,6 @@ def _carry_out(
             step.item = step.item.model_copy(update={"version": numbers.get(step.name, NEWEST)})
     tags, moves = ([step for step in group if step.state == "planned"] for group in (tags, moves))
     described, moved = [step.item for step in tags], [step.item for step in moves]
-    client = Groups(registry)
     outcomes: tuple[Sequence[Any], Sequence[Any]]
     if not atomic:
         outcomes = client.change_metadata(described), client.move_aliases(moved)
@@ -192,8 +194,9 @@ def _print_steps(steps: Sequence[_Step], **options: Any) -> None:
 
 
 def _end_steps(
-    steps: Sequence[_Step], past_verb: str, *, atomic: bool = False, pending: Sequence[_Step] | None = None
-) -> None:
+    steps: Sequence[_Step], past_verb: str, *, atomic: bool = False, pending: Sequence[_Step] | None = None,
+    group_id: str = "",
+) -> None:  # fmt: skip
     """Print the steps; after a plan with `pending` ones only those that differ from it, and the summary."""
     counts = {state: sum(step.state == state for step in steps) for state in (past_verb, "unchanged", "refused")}
     items = [
@@ -205,8 +208,11 @@ def _end_steps(
     if atomic and counts["refused"]:
         pushed = sum(step.action == "push" and step.state == past_verb for step in steps)
         summary += f"; kept {output.plural(pushed, 'pushed version')}, changed no tag or alias"
+    summary += groups.closing_group(group_id)
     if pending is None:
-        _print_steps(steps, document={"items": items, **counts}, below=lambda: output.line(summary))
+        _print_steps(
+            steps, document={"items": items, **counts, "group_id": group_id}, below=lambda: output.line(summary)
+        )
     else:
         if refused := [step for step in pending if step.error is not None]:
             _print_steps(refused)

@@ -201,8 +201,7 @@ def _report(
     ]
     words = {"changed": next(iter(states.values()), work.past_verb)}
     summary = ", ".join(f"{count} {words.get(word, word)}" for word, count in counts.items())
-    if changed and work.changes.group_id:
-        summary += closing_group(work.changes)
+    summary += closing_group(work.changes.group_id if changed else "")
     counts["group_id"] = work.changes.group_id
     if plan_shown:
         unplanned = [n for n in states if isinstance(outcomes[n], RegistryError)]
@@ -214,9 +213,9 @@ def _report(
     exit_by(errors)
 
 
-def closing_group(changes: Groups) -> str:
-    """The id by which these changes can be found and undone, for the end of a summary."""
-    return output.faint(f"  group {changes.group_id}")
+def closing_group(group_id: str) -> str:
+    """The id by which changes can be found and undone, for the end of a summary; empty if there were none."""
+    return output.faint(f"  group {group_id}") if group_id else ""
 
 
 def exit_by(errors: Sequence[RegistryError]) -> None:

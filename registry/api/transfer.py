@@ -15,6 +15,7 @@ from registry.api import MESSAGE_LIMIT, REF_LIMIT, check_field, check_message
 from registry.api.catalog import Resolved, VersionView
 from registry.api.models import ItemOutcome, Request, Response
 from registry.digest import Digest
+from registry.findings import Finding
 from registry.versions.manifest import FILES_LIMIT, BaseRef, ManifestDraft
 
 SMALL_BLOB_BYTES = 16 * 2**10
@@ -140,7 +141,7 @@ class Upload(Response):
 class PushPlan(Response):
     """What the server still needs. `uploads` may be empty. `digest` is that of the manifest with this `base`.
 
-    Of a dry run, `push_id` and `uploads` are empty.
+    Of a dry run, `push_id` and `uploads` are empty, and `findings` are there.
     """
 
     push_id: str
@@ -153,6 +154,8 @@ class PushPlan(Response):
     """Blobs that the registry lacks. Empty: commit at once."""
     expires_at: datetime
     """Commit before this time, or plan again."""
+    findings: list[Finding] = []
+    """Of a dry run: errors of the check `compat` that the version would have, as far as the plan can see."""
 
 
 class SmallBlob(Response):

@@ -69,26 +69,43 @@ class AdaptersFile(FrozenModel):
 
 
 def read_adapters_file(path: Path) -> dict[AdapterName, AdapterEntry]:
-    """The adapters of a file by name, with absolute folders. `Invalid` (REQUEST_INVALID) names the field."""
+    """The adapters of a file by name, with absolute folders. `Invalid` (REQUEST_INVALID) names all wrong fields."""
     with path.open("rb") as opened:
         data = opened.read(FILE_LIMIT_BYTES + 1)
     if len(data) > FILE_LIMIT_BYTES:
         raise Invalid("REQUEST_INVALID", f"{path.name} is over the limit of {FILE_LIMIT_BYTES} bytes")
     file = _read(AdaptersFile, _parse(data, path.name), path.name, "")
     entries: dict[AdapterName, AdapterEntry] = {}
+    errors: list[Invalid] = []
     for key, stated in file.adapters.items():
-        entry = _read(AdapterEntry, stated, path.name, f"adapters.{key}")
-        if "/" not in key and not file.namespace:
-            rule = f'has no namespace: set `namespace` at the top, or write "NAMESPACE/{key}"'
-            raise Invalid("REQUEST_INVALID", f"{path.name}: adapters.{key} {rule}")
-        name = AdapterName.parse(key if "/" in key else f"{file.namespace}/{key}")
-        if name in entries:
-            raise Invalid("REQUEST_INVALID", f"{path.name}: adapters: '{name}' is there twice")
-        for alias, version in entry.versions.items():
-            _check_alias(alias, version, f"{path.name}: adapters.{key}.aliases.{alias}")
-        folder = str(path.parent / entry.folder) if entry.folder else ""
-        entries[name] = entry.model_copy(update={"folder": folder, "base": entry.base or file.base})
+        try:
+            name, entry = _read_entry(path, file, key, stated)
+            if name in entries:
+                raise Invalid("REQUEST_INVALID", f"{path.name}: adapters: '{name}' is there twice")
+            entries[name] = entry
+        except Invalid as e:
+            errors.append(e)
+    if errors:
+        wrong = "; ".join(error.detail.removeprefix(f"{path.name}: ") for error in errors)
+        raise Invalid(errors[0].code, f"{path.name}: {wrong}")
     return entries
+
+
+def _read_entry(path: Path, file: AdaptersFile, key: str, stated: dict[str, Any]) -> tuple[AdapterName, AdapterEntry]:
+    """One adapter of the file. `Invalid` says where."""
+    entry = _read(AdapterEntry, stated, path.name, f"adapters.{key}")
+    location = f"{path.name}: adapters.{key}"
+    if "/" not in key and not file.namespace:
+        rule = f'has no namespace: set `namespace` at the top, or write "NAMESPACE/{key}"'
+        raise Invalid("REQUEST_INVALID", f"{location} {rule}")
+    try:
+        name = AdapterName.parse(key if "/" in key else f"{file.namespace}/{key}")
+    except Invalid as e:
+        raise Invalid(e.code, f"{location}: {e.detail}") from e
+    for alias, version in entry.versions.items():
+        _check_alias(alias, version, f"{location}.aliases.{alias}")
+    folder = str(path.parent / entry.folder) if entry.folder else ""
+    return name, entry.model_copy(update={"folder": folder, "base": entry.base or file.base})
 
 
 def _parse(data: bytes, file: str) -> dict[str, Any]:

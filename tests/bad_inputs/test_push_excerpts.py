@@ -28,7 +28,6 @@ from registry.server.push import inspect
 from registry.server.push.inspect import Excerpts
 from registry.strict import json as strict_json
 from registry.versions.files import Read
-from registry.versions.manifest import Manifest
 from tests import non_peft_files, samples
 from tests.bad_files import CONFIGS, WEIGHTS
 from tests.bad_inputs.raw_push import RawClient
@@ -201,8 +200,8 @@ def test_a_dry_run_evaluates_and_keeps_nothing(based: Harness, tmp_path: Path) -
     assert isinstance(plan, PushPlan)
     assert (plan.push_id, plan.uploads) == ("", [])
     assert plan.digest == folder.manifest(plan.base).digest
-    (result,) = push.read_manifests(based.admin, [(folder.path, str(NAME))])
-    assert isinstance(result.value, Manifest)
+    (result,) = push.try_all(based.admin, [(folder.path, str(NAME))])
+    assert isinstance(result.value, PushPlan)
     assert result.value.digest == plan.digest
     assert_nothing_planned(based)
 

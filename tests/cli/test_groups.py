@@ -10,6 +10,7 @@ import pytest
 
 from registry.client.adapters_file import read_adapters_file
 from registry.errors import Invalid
+from tests import samples
 from tests.cli.runner import CommandRunner
 
 ADAPTERS = ("cust-1", "cust-2", "other")
@@ -143,7 +144,7 @@ aliases = {{staging = 1}}
     ]
     assert cli("versions", "acme/support", expect=4).stderr, "nothing was pushed"
     applied = cli("apply", "-f", file, "--atomic", "--yes").stdout
-    assert applied.splitlines()[-1] == "5 done, 0 unchanged, 0 refused"
+    assert re.fullmatch(r"5 done, 0 unchanged, 0 refused  group grp_[0-9a-f]{16}", applied.splitlines()[-1])
     assert applied.count("OUTCOME") == 1, "the report does not repeat the plan"
     assert cli("apply", "-f", file).stdout == "0 done, 5 unchanged, 0 refused\n", "rows are for what changes"
     again = cli("apply", "-f", file, "--json").json
@@ -197,6 +198,10 @@ def test_the_help_of_apply_shows_a_file(cli: CommandRunner, tmp_path: Path) -> N
         (f"aliases = {{prod = {'9' * 5000}}}", "adapters.toml holds an integer of too many digits"),
         ("aliases = {x = 0}", "adapters.toml: adapters.a.aliases.x: '0' is not a version; versions start at 1"),
         ('aliases = {Prod = "1"}', "adapters.toml: adapters.a.aliases.Prod: "),
+        (
+            "aliases = {x = 0}\n[adapters.B]",
+            "adapters.a.aliases.x: '0' is not a version; versions start at 1; adapters.B: ",
+        ),
     ],
 )
 def test_a_adapters_file_with_a_wrong_value_is_refused_by_its_place(tmp_path: Path, text: str, message: str) -> None:
@@ -271,3 +276,11 @@ def test_the_retention_of_a_namespace_is_tried_before_it_is_set(acme_cli: Comman
     acme_cli("retention", "set", "acme", "--keep-newest", 1)
     assert acme_cli("retention", "show", "acme", "--plan", "--json").json["deletes"] == 1
     assert "Deleted by retention: acme/cust-1@1." in acme_cli("gc", "--dry-run").stdout
+
+
+def test_a_plan_says_which_folders_would_fail_compat(acme_cli: CommandRunner, tmp_path: Path) -> None:
+    samples.write(samples.lora(samples.llama(hidden=128)), tmp_path / "wide")
+    file = tmp_path / "adapters.toml"
+    file.write_text('namespace = "acme"\nbase = "tiny-llama"\n[adapters.cust-1]\nfolder = "wide"\n')
+    [step] = acme_cli("apply", "-f", file, "--dry-run", "--json").json["items"]
+    assert (step["state"], "(compat would fail: " in step["change"]) == ("planned", True)

@@ -114,18 +114,18 @@ def push_all(
         return [result for batch in batches for result in batch.result()]
 
 
-def read_manifests(
+def try_all(
     registry: Versions, folders: Sequence[tuple[Path, str]], *, base: str = ""
-) -> list[Result[Manifest]]:
-    """The manifest that a push of each folder would have, or its error. The registry evaluates and keeps nothing."""
+) -> list[Result[transfer.PushPlan]]:
+    """What a push of each folder would be, or its error. The registry evaluates and keeps nothing."""
     prepare = _preparation(base, "", lambda _folder: None)
 
-    def plan(items: Sequence[Result[_PreparedPush]]) -> list[Result[Manifest]]:
+    def plan(items: Sequence[Result[_PreparedPush]]) -> list[Result[transfer.PushPlan]]:
         pending = [item.value for item in items if item.value is not None]
         while pending:
             group, pending = _next_group(pending, set())
             _plan(registry, group, dry_run=True)
-        return _results(items, lambda push: push.manifest if push.plan is not None else None)
+        return _results(items, lambda push: push.plan)
 
     return in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), plan, folders)
 

@@ -23,7 +23,7 @@ from registry.adapters.peft.config import BaseClaim
 from registry.api.transfer import BulkPushRequest, ExcerptKey, PushItem, PushPlan, Upload, UploadPart
 from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
-from registry.errors import Invalid, Refused, RegistryError
+from registry.errors import Invalid, RegistryError
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -111,12 +111,14 @@ def plan_pushes(
     """
     evaluated: _Evaluated = {}
     requested = collect_outcomes(request.items, lambda item: _read(actor, item, request.excerpts, evaluated))
-    drafts = _refuse_incompatible(session, _choose_bases(session, requested))
+    drafts = _choose_bases(session, requested)
+    misfits = _find_misfits(session, results_of(drafts), everywhere=request.dry_run)
+    drafts = _refuse_incompatible(session, drafts, misfits)
     unique: dict[tuple[str, str], _Draft] = {}
     for draft in results_of(drafts):
         unique.setdefault(draft.key, draft)
     if request.dry_run:
-        return collect_outcomes(drafts, _plan_nothing)
+        return collect_outcomes(drafts, lambda draft: _plan_nothing(draft, misfits.get(draft.key, ())))
     opened = _open(session, actor, [*unique.values()], blobs, settings)
     plans = collect_outcomes(opened, lambda push: _plan(push, actor, blobs, settings))
     plan_of = dict(zip(unique, plans, strict=True))
@@ -191,28 +193,45 @@ def _find_storing(session: Session, pushes: Sequence[_Requested]) -> set[str]:
     return namespaces.find_with_rule(session, "unregistered_bases", names) if names else set()
 
 
-def _refuse_incompatible(session: Session, drafts: Sequence[_Draft | RegistryError]) -> list[_Draft | RegistryError]:
-    """Refuse pushes that do not fit their base, in strict namespaces. A version that exists may be pushed again."""
-    strict = namespaces.find_with_rule(session, "strict", {draft.name.namespace for draft in results_of(drafts)})
+def _find_misfits(
+    session: Session, drafts: Sequence[_Draft], *, everywhere: bool
+) -> dict[tuple[str, str], list[Finding]]:  # fmt: skip
+    """The errors of those that do not fit their base, in strict namespaces or everywhere."""
+    of = {draft.name.namespace for draft in drafts}
+    evaluated = of if everywhere else namespaces.find_with_rule(session, "strict", of)
     subjects: dict[str, tuple[BaseSpec, list[Similarity]]] = {}
-    refusals: dict[tuple[str, str], Refused] = {}
-    for draft in results_of(drafts):
+    misfits: dict[tuple[str, str], list[Finding]] = {}
+    for draft in drafts:
         contents = draft.requested.contents
-        if contents is None or draft.name.namespace not in strict:
+        if contents is None or draft.name.namespace not in evaluated:
             continue
         base = draft.base
         if base.name not in subjects:
             subjects[base.name] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
         findings = inspect.evaluate_excerpts(draft.manifest, contents, draft.requested.excerpts, *subjects[base.name])
-        refusal = inspect.refusal_of(draft.name, base.name, findings)
-        if refusal is not None:
-            refusals[draft.key] = refusal
+        if errors := [finding for finding in findings if finding.severity == "error"]:
+            misfits[draft.key] = errors
+    return misfits
+
+
+def _refuse_incompatible(
+    session: Session, drafts: Sequence[_Draft | RegistryError], misfits: Mapping[tuple[str, str], list[Finding]]
+) -> list[_Draft | RegistryError]:
+    """Refuse pushes that do not fit their base, in strict namespaces. A version that exists may be pushed again."""
+    unfit = [draft for draft in results_of(drafts) if draft.key in misfits]
+    strict = namespaces.find_with_rule(session, "strict", {draft.name.namespace for draft in unfit}) if unfit else set()
+    refusals = {
+        draft.key: inspect.refusal_of(draft.name, draft.base.name, misfits[draft.key])
+        for draft in unfit
+        if draft.name.namespace in strict
+    }
     refused = [(draft.name, draft.manifest) for draft in results_of(drafts) if draft.key in refusals]
     existing = rows.find_existing(session, refused)
 
     def require_fit(draft: _Draft) -> _Draft:
-        if draft.key in refusals and draft.key not in existing:
-            raise refusals[draft.key]
+        refusal = refusals.get(draft.key)
+        if refusal is not None and draft.key not in existing:
+            raise refusal
         return draft
 
     return collect_outcomes(drafts, require_fit)
@@ -396,10 +415,12 @@ def _plan(push: _OpenPush, actor: Actor, blobs: BlobStore, settings: Settings) -
     )
 
 
-def _plan_nothing(draft: _Draft) -> PushPlan:
+def _plan_nothing(draft: _Draft, findings: Sequence[Finding]) -> PushPlan:
     """The response to a dry run."""
-    manifest = draft.manifest
-    return PushPlan(push_id="", base=manifest.base, digest=manifest.digest, uploads=[], expires_at=db.now())
+    manifest, now = draft.manifest, db.now()
+    return PushPlan(
+        push_id="", base=manifest.base, digest=manifest.digest, uploads=[], expires_at=now, findings=[*findings]
+    )
 
 
 def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:
