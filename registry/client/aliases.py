@@ -114,11 +114,13 @@ class Groups(Versions):
             items=tuple(moves), metadata=tuple(metadata), atomic=True, group_id=self.group_id
         )  # fmt: skip
         results = self.call(operations.MOVE_ALIASES, request)
-        self.group_id = results.group_id
-        return (
+        outcomes = (
             check_outcomes(moves, results.items, check_move),
             check_outcomes(metadata, results.metadata, check_description),
         )
+        if not any(isinstance(outcome, RegistryError) for of_kind in outcomes for outcome in of_kind):
+            self.group_id = results.group_id
+        return outcomes
 
     def approve_versions(
         self, items: Sequence[aliases.ApproveItem], *, atomic: bool = False, dry_run: bool = False
