@@ -77,8 +77,11 @@ def test_a_moment_is_shown_in_utc_and_the_future_is_not_stated(filled: Harness, 
 def test_a_timeline_leads_to_what_served_in_each_span(filled: Harness, signed_in: Browser) -> None:
     moves = filled.admin.history("acme/shop", alias="prod").moves
     page = signed_in.get(PAGE).text
-    links = re.findall(r'<li class="share\d"><a href="([^"]*)">version (\d+)', page)
+    links = re.findall(r'<li><a href="([^"]*/aliases/prod[^"]*)">version (\d+)', page)
     assert [int(number) for _, number in links] == [move.number for move in reversed(moves)]
+    widths = [float(width) for width in re.findall(r'<rect x="[^"]*" y="8" width="([^"]*)"', page)]
+    assert len(widths) == len(moves)
+    assert 990 < sum(widths) < 1020, "to a true scale"
     first, second = (signed_in.get(html.unescape(path)).text for path, _ in links[:2])
     assert re.findall(r'aria-current="true">version (\d)', first + second) == ["2", "1"]
     assert re.findall(r"it pointed at <a[^>]*>version (\d)", first + second) == ["2", "1"]

@@ -73,7 +73,8 @@ def show_adapter(
         deleted=deleted, production=production, selector=selector, nodes=nodes,
         serves={of: conclusion for (_, of), conclusion in concluded.items()}, verdict_of=conclusions.conclude_view,
         gates={view.alias: view.gate.describe() for view in effective},
-        readme=readme, readme_problem=problem, examples=usage_examples(request, name, selector, version),
+        readme=readme, readme_problem=problem, pull_line=f"adapter pull {_ref(name, selector)} ./{name.name}",
+        examples=usage_examples(request, name, selector, version),
         trend=verdict_trend(page.items), may_promote=may_change(visitor, Scope.PROMOTE, name),
     )  # fmt: skip
 
@@ -115,10 +116,15 @@ def registry_url(request: Request) -> str:
     return str(services_of(request).settings.public_url or request.base_url).rstrip("/")
 
 
+def _ref(name: AdapterName, selector: str) -> str:
+    is_fixed = selector.isdigit() or selector.startswith("sha256:")
+    return f"{name}@{selector}" if is_fixed else f"{name}:{selector}"
+
+
 def usage_examples(request: Request, name: AdapterName, selector: str, version: VersionView) -> list[UsageExample]:
     """Return the lines for an alias (`prod`), a number (`3`) or a digest. `version` says what is in its folder."""
     url = registry_url(request)
-    ref = f"{name}@{selector}" if selector.isdigit() or selector.startswith("sha256:") else f"{name}:{selector}"
+    ref = _ref(name, selector)
     revision = f"v{selector}" if selector.isdigit() else selector
     environment = f"export ADAPTER_REGISTRY={url}\nexport ADAPTER_TOKEN=…"
     hub = f"export HF_ENDPOINT={url}\nexport HF_TOKEN=…"

@@ -25,12 +25,14 @@ from registry.server.pages.sessions.visitors import Visitor, VisitorDep
 from registry.server.promotion import alias_deletion, aliases, approvals, gates, moves
 from registry.server.promotion.approvals import NewApproval
 from registry.server.promotion.move_decisions import Move
+from registry.server.serving import status
+from registry.server.serving.status import NODES_OF_PAGE, NodeFilter
 
 router = create_router()
 ALIAS = ADAPTER + "/aliases/{alias}"
 VERSIONS_OFFERED = 30
 MOVES_SHOWN = 50
-SPANS_SHOWN, SHARES = 12, 6
+SPANS_SHOWN, WIDTH = 12, 1000
 Candidate = Annotated[str, Query(max_length=100)]
 Moment = Annotated[str, Query(max_length=40)]
 
@@ -64,11 +66,12 @@ def show_alias(
     adapter_id = versions.find_adapter(session, actor, name).id
     target = aliases.find_rollback_targets(session, adapter_id).get(alias) if may_promote else None
     earlier = session.get(VersionRow, target) if target else None
+    nodes = status.nodes(session, actor, NodeFilter(alias=alias, adapter=str(name)), limit=NODES_OF_PAGE)
     return render(
         request, "alias.html", title=f"{name}:{alias}", name=name, alias=alias, pointer=pointer, checked=checked,
         requirements=checked.gate.gate.describe() if checked else [], history=history, at=at, cursor=cursor,
         versions=page.items, may_promote=may_promote, approvals=[item for item in approved if item.alias == alias],
-        rollback_to=earlier.number if earlier else None,
+        rollback_to=earlier.number if earlier else None, nodes=nodes if visitor.signed_in else None,
         may_break_glass=may_promote and may_change(visitor, Scope.ADMIN, name),
         deletion=_find_deletion(history.moves) if pointer is None and not cursor else None,
         timeline=[] if cursor else build_timeline(history.moves, in_effect["held"]),
@@ -108,28 +111,30 @@ def _find_deletion(moves: Sequence[AliasMove]) -> AliasMove | None:
 
 @dataclass(frozen=True, slots=True)
 class AliasSpan:
-    """How long an alias pointed at a version. `share`: how wide it is drawn, from 1 to `SHARES`."""
+    """How long an alias pointed at a version, and where that is in a drawing that is `WIDTH` wide."""
 
     number: int | None
     start: datetime
-    share: int
+    x: float
+    width: float
     is_shown: bool
+    is_forced: bool
 
 
 def build_timeline(moves: Sequence[AliasMove], current: AliasMove | None) -> list[AliasSpan]:
-    """The spans between the newest moves, oldest first; none for a single one. `current` is the move that is looked at.
+    """The spans between the newest moves to a true scale, oldest first; none for a single one.
 
-    The longest span is `SHARES` times as wide as a short one: on a true scale most would be too narrow to press.
+    `current` is the move that is looked at.
     """
     spans = list(reversed(moves[:SPANS_SHOWN]))
     if len(spans) < 2:
         return []
-    ends = [*(move.at for move in spans[1:]), datetime.now(UTC)]
-    seconds = [max((end - move.at).total_seconds(), 0.0) for move, end in zip(spans, ends, strict=True)]
-    longest = max(seconds) or 1.0
+    first, now = spans[0].at, datetime.now(UTC)
+    scale = WIDTH / max((now - first).total_seconds(), 1.0)
+    starts = [max((move.at - first).total_seconds(), 0.0) * scale for move in spans]
     return [
-        AliasSpan(move.number, move.at, max(1, round(SHARES * length / longest)), move == current)
-        for move, length in zip(spans, seconds, strict=True)
+        AliasSpan(move.number, move.at, start, max(end - start, 1.0), move == current, bool(move.broke_glass))
+        for move, start, end in zip(spans, starts, [*starts[1:], WIDTH], strict=True)
     ]
 
 
