@@ -30,6 +30,10 @@ _PARAMETERS_LIMIT, _PARAMETER_LIMIT = 20, 600
 """Of another side's problem, whose texts and findings beyond these are not kept."""
 
 
+RENAMED_TO = "renamed_to"
+"""The parameter of an error about a former name of an adapter: the present one."""
+
+
 class RegistryError(Exception):
     """The root. `code` is one of the class's `CODES`; `next_step` tells a person what to do.
 

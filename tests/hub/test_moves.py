@@ -57,6 +57,23 @@ def test_the_drafts_of_a_renamed_adapter_go_along(harness: Harness) -> None:
     assert renamed.info("v1").json()["sha"] == commit_id(version.digest)
 
 
+def test_a_former_name_leads_to_the_adapter(harness: Harness) -> None:
+    pusher = Pusher(harness, harness.issue("push", "admin", namespaces=["acme"])[1])
+    version = harness.push("acme/support").version
+    other = Pusher(harness, harness.issue("pull", namespaces=["globex"])[1])
+    assert move(pusher, "acme/better").status_code == 200
+    assert move(Pusher(harness, pusher.secret, "acme/better"), "acme/best").status_code == 200
+    config = pusher.send("GET", f"/acme/support/resolve/main/{samples.CONFIG}?download=1")
+    assert (config.status_code, config.headers["location"]) == (
+        307, f"/acme/best/resolve/main/{samples.CONFIG}?download=1"
+    )  # fmt: skip
+    assert pusher.send("GET", pusher.info().headers["location"]).json()["sha"] == commit_id(version.digest)
+    with pytest.raises(NotFound, match="adapter 'acme/support' was renamed to 'acme/best'") as caught:
+        harness.admin.resolve("acme/support:main")
+    assert caught.value.next_step == "use its new name, acme/best"
+    assert other.send("GET", "/api/models/acme/support").status_code == 404, "another tenant learns no name"
+
+
 def test_an_adapter_does_not_move_to_a_namespace_that_does_not_exist(harness: Harness) -> None:
     """A typo would create it, and end the old name for good."""
     pusher = Pusher(harness, harness.secret)

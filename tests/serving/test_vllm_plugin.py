@@ -107,6 +107,13 @@ def test_an_unknown_name_is_looked_up_once_and_again_after_a_pause(
     assert resolver.find("acme/nothing").folder is not None
 
 
+def test_a_renamed_adapter_is_served_by_its_former_name(resolver: Resolver, harness: Harness) -> None:
+    harness.push("acme/support")
+    before = resolver.find("acme/support").folder
+    harness.admin.rename("acme/support", "acme/better")
+    assert resolver.find("acme/support").folder == resolver.find("acme/better").folder == before is not None
+
+
 def test_lookups_of_unknown_names_are_limited(
     resolver: Resolver, transport: FaultyTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:

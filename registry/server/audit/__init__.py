@@ -147,6 +147,19 @@ def read_former_names(session: Session, name: AdapterName) -> list[str]:
     return [str(former) for former in event.detail.get("names", [])] if event is not None else []
 
 
+def read_new_name(session: Session, name: AdapterName) -> AdapterName | None:
+    """Return the present name of an adapter that was renamed, also several times; None for another name."""
+    new: AdapterName | None = None
+    while True:
+        statement = select(EventRow).where(
+            col(EventRow.object) == str(new or name), col(EventRow.action) == EventType.ADAPTER_RENAME
+        )
+        event = session.exec(statement).first()
+        if event is None:
+            return new
+        new = AdapterName.parse(str(event.detail["to"]))
+
+
 def read_page(
     session: Session,
     actor: Actor,

@@ -28,10 +28,11 @@ from sqlmodel import Session, col, select
 from registry.api import PREFIX
 from registry.api.catalog import FileLink, Resolved, VersionView
 from registry.digest import Digest, DigestPrefix
-from registry.errors import NotFound, invalid_cursor
+from registry.errors import RENAMED_TO, NotFound, invalid_cursor
 from registry.evaluation.verdicts import Verdict
 from registry.names import NEWEST, AdapterName, Selector, is_alias, served_name
 from registry.roles import Scope
+from registry.server import audit
 from registry.server.access import epoch
 from registry.server.actors import Actor, public_namespaces, unknown_adapter
 from registry.server.catalog import availability, metadata, verdicts
@@ -175,7 +176,7 @@ def resolve_with_pointer(
         statement = statement.join(AliasRow, alias_points_at_version())
     rows = session.exec(statement).all()
     if not rows:
-        raise not_found(session, name, selector)
+        raise not_found(session, actor, name, selector)
     version = only_version(name, selector, [row[0] for row in rows])
     *_, generation, access = rows[0]
     availability.require_readable(actor, name, version, selector)
@@ -231,7 +232,7 @@ def find(
         statement = statement.join(AliasRow, alias_points_at_version())
     rows = session.exec(statement.where(has_name(name), is_selected(selector))).all()
     if not rows:
-        raise not_found(session, name, selector)
+        raise not_found(session, actor, name, selector)
     row = only_version(name, selector, rows)
     if not include_deleted:
         availability.require_not_deleted(name, row)
@@ -240,26 +241,35 @@ def find(
     return row
 
 
-def not_found(session: Session, name: AdapterName, selector: Selector) -> NotFound:
+def not_found(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> NotFound:
     """The error that says which part of a reference is missing, for an actor who may see the adapter."""
     exists = session.exec(select(AdapterRow.id, _POINTER).where(has_name(name))).first()
     if exists is None or exists[1] is None:
-        return missing_adapter(session, name)
+        return missing_adapter(session, actor, name)
     return unknown_selector(name, selector)
 
 
-def missing_adapter(session: Session, name: AdapterName) -> NotFound:
-    """The error for an adapter that is not there, for an actor who may see it: a deleted one says so."""
+def missing_adapter(session: Session, actor: Actor, name: AdapterName) -> NotFound:
+    """The error for an adapter that is not there, for an actor who may see it: a deleted or renamed one says so."""
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     last = session.exec(
         statement.where(has_name(name), col(VersionRow.deleted_at).is_not(None))
         .order_by(col(VersionRow.deleted_at).desc()).limit(1)
     ).first()  # fmt: skip
     if last is None:
-        return unknown_adapter(name)
+        return _renamed_error(session, actor, name) or unknown_adapter(name)
     next_step = "" if last.purged_at is not None else f"an owner restores it: `adapter delete {name} --undo`"
     message = f"adapter '{name}' {availability.deletion_text(last)}"
     return NotFound("ADAPTER_DELETED", message, next_step=next_step, parameters={"adapter": str(name)})
+
+
+def _renamed_error(session: Session, actor: Actor, name: AdapterName) -> NotFound | None:
+    """The error for a former name; None if the actor may not see what has it now."""
+    to = audit.read_new_name(session, name)
+    if to is None or not actor.sees(to) or session.exec(select(AdapterRow.id).where(has_name(to))).first() is None:
+        return None
+    message, parameters = f"adapter '{name}' was renamed to '{to}'", {RENAMED_TO: str(to)}
+    return NotFound("ADAPTER_UNKNOWN", message, next_step=f"use its new name, {to}", parameters=parameters)
 
 
 def unknown_selector(name: AdapterName, selector: Selector) -> NotFound:
@@ -284,7 +294,7 @@ def find_adapter(
     statement = select(AdapterRow, _POINTER).where(has_name(name))
     row = session.exec(statement.with_for_update(of=AdapterRow) if lock else statement).first()
     if row is None or (row[1] is None and not include_deleted):
-        raise missing_adapter(session, name)
+        raise missing_adapter(session, actor, name)
     return row[0]
 
 

@@ -4,7 +4,8 @@
 - The rights bound to the name end with it: trusted publishers, the roles of a deleted namespace, and approvals when an
   adapter moves to another namespace, whose gates then count before its own. A push in progress finds its name reserved
   and fails.
-- A rename has an event under both names. The new name's event lists all former names.
+- A rename has an event under both names. The new name's event lists all former names, and readers are led from those
+  to the new one.
 - The refs of a name that has ended are deleted after the commit. `reindex` skips what is left of them.
 """
 

@@ -26,10 +26,10 @@ from registry.client.registry import Registry
 from registry.client.transfer.pull import PlannedPulls
 from registry.client.transport import deadline
 from registry.digest import Digest
-from registry.errors import Corrupt, Invalid, RegistryError, Unauthenticated, Unavailable
+from registry.errors import RENAMED_TO, Corrupt, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
 from registry.evaluation.verdicts import Check, Outcome
 from registry.filesystem import replace_file
-from registry.names import NEWEST, Alias, Ref
+from registry.names import NEWEST, AdapterName, Alias, Ref
 from registry.serving.store.local_store import LocalStore
 
 REFUSED_SECONDS = 30.0
@@ -118,13 +118,23 @@ class Resolver:
 
     def _look_up(self, text: str, ref: Ref) -> Resolution:
         with deadline(self._registry.connection.timeout_seconds):
-            lookup = self._ask(ref)
+            lookup = self._ask_by_present_name(ref)
         if lookup.refusal:
             return self._refused(text, ref, f"{text}: {lookup.refusal}")
         resolved = lookup.resolved
-        folder = self._store.fetch(self._registry, ref.name, resolved.digest, lookup.pulls, number=resolved.number)
+        name = AdapterName.parse(resolved.name)
+        folder = self._store.fetch(self._registry, name, resolved.digest, lookup.pulls, number=resolved.number)
         self._store_resolution(ref, resolved.digest)
         return Resolution(folder, lookup.doubts, resolved.digest)
+
+    def _ask_by_present_name(self, ref: Ref) -> _Lookup:
+        """Serve a renamed adapter by its former name, which requests and settings of engines still have."""
+        try:
+            return self._ask(ref)
+        except NotFound as e:
+            if RENAMED_TO not in e.parameters:
+                raise
+            return self._ask(Ref(AdapterName.parse(e.parameters[RENAMED_TO]), ref.selector))
 
     def _ask(self, ref: Ref) -> _Lookup:
         """Send all requests but those for files."""

@@ -146,7 +146,7 @@ def show_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterVi
     """One adapter with a summary of its newest version."""
     rows = session.exec(_newest().where(versions.has_name(name), versions.visible(actor))).all()
     if not rows:
-        raise versions.missing_adapter(session, name) if actor.sees(name) else unknown_adapter(name)
+        raise versions.missing_adapter(session, actor, name) if actor.sees(name) else unknown_adapter(name)
     return _views(session, rows)[0]
 
 

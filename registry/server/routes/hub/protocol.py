@@ -11,11 +11,12 @@ import re
 from urllib.parse import quote, unquote
 
 from fastapi import Request, Response
+from fastapi.responses import RedirectResponse
 from starlette.routing import Match
 from starlette.types import Scope
 
 from registry.api import PREFIX
-from registry.errors import RegistryError, Unauthenticated, printable
+from registry.errors import RENAMED_TO, RegistryError, Unauthenticated, printable
 from registry.names import AdapterName
 from registry.server.http import request_body
 from registry.server.http.problems import header_text
@@ -55,6 +56,16 @@ class HubRoute(SingleThreadRoute):
         if self.needs_no_token and "authorization" in request.headers:
             return request_body.read_body(request, BODY_LIMIT_BYTES, needs_no_token=False, scope=None)
         return super().read_body_of(request)
+
+    def error_response(self, request: Request, error: RegistryError, _status: int) -> Response | None:
+        """Lead readers of a renamed adapter to its new name, as the Hub does; clients follow a path without a host."""
+        params, to = request.path_params, error.parameters.get(RENAMED_TO)
+        path = request.scope["raw_path"].decode("latin-1")
+        former = f"/{params.get('namespace')}/{params.get('name')}"
+        if to is None or request.method not in ("GET", "HEAD") or former not in path:
+            return None
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(path.replace(former, f"/{to}", 1) + query, status_code=307)
 
     def error_headers(self, request: Request, error: RegistryError) -> dict[str, str]:
         """Return the error as headers that Hub clients read."""
