@@ -118,6 +118,22 @@ def test_a_job_that_has_ended_shows_its_result(filled: Harness, signed_in: Brows
     assert "<dt>Ended</dt>" in page
 
 
+def test_waiting_jobs_are_one_row_and_cancelled_together(filled: Harness, signed_in: Browser) -> None:
+    for number in range(5):
+        filled.push(f"acme/many-{number}")
+    page = text_of(signed_in.get("/jobs").text)
+    assert re.search(r"[0-9]+ wait [0-9]+ run", page)
+    assert re.search(r"[0-9]+ × smoke-test acme/many-4@1 and [0-9]+ more", page)
+    assert signed_in.submit("/jobs?ref=acme/many-1", "/jobs/cancel").status_code == 303
+    page = signed_in.get("/jobs?ref=acme/many-1").text
+    assert "The jobs that still waited are cancelled." in page
+    cancelled = re.findall(r'href="/jobs/(job_[^"]+)"', page)[0]
+    again = signed_in.submit(f"/jobs/{cancelled}", f"/jobs/{cancelled}/repeat").headers["location"]
+    assert again != f"/jobs/{cancelled}"
+    assert "queued" in signed_in.get(again).text
+    assert "queued" in signed_in.get("/jobs?kind=smoke-test&ref=acme/many-2").text
+
+
 @pytest.mark.security
 def test_operators_see_their_own_namespace_only_and_cancel_nothing_of_others(filled: Harness, browser: Browser) -> None:
     job = next(job for job in filled.admin.jobs().items if job.subject.startswith("acme/"))

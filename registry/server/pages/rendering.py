@@ -67,6 +67,8 @@ DONE = {
     "change_version": "The version is changed.",
     "release_versions": "What was chosen is approved or promoted.",
     "cancel_job": "The job is cancelled.",
+    "cancel_jobs": "The jobs that still waited are cancelled.",
+    "repeat_job": "The test is queued again.",
     "create_namespace": "The namespace is created.",
     "change_namespace": "The namespace is changed.",
     "change_member": "The members are changed.",

@@ -64,15 +64,15 @@ def create(
     return db.to_view(row, WebhookView), secret_of(row, keys)
 
 
-def find_failing(session: Session, actor: Actor) -> list[str]:
-    """URLs of up to `FAILING_LIMIT` webhooks of the actor that wait for a next attempt, or have given up lately."""
+def find_failing(session: Session, actor: Actor) -> list[tuple[str, str]]:
+    """Ids and URLs of at most `FAILING_LIMIT` webhooks of the actor that wait for a next attempt, or gave up lately."""
     if not actor.has_scope(Scope.ADMIN):
         return []
     namespaces = actor.namespaces_with(Scope.ADMIN)
     is_dead = (col(DeliveryRow.state) == DeliveryState.DEAD) & (col(DeliveryRow.next_at) > db.now() - FAILING_SINCE)
     is_waiting = (col(DeliveryRow.state) == DeliveryState.WAITING) & (col(DeliveryRow.attempt) > 0)
     failing = select(DeliveryRow.webhook_id).where(is_dead | is_waiting)
-    statement = select(WebhookRow.url).where(col(WebhookRow.id).in_(failing)).order_by(WebhookRow.id)
+    statement = select(WebhookRow.id, WebhookRow.url).where(col(WebhookRow.id).in_(failing)).order_by(WebhookRow.id)
     if namespaces is not None:
         statement = statement.where(any_of(col(WebhookRow.namespace), sorted(namespaces)))
     return list(session.exec(statement.limit(FAILING_LIMIT)).all())

@@ -98,8 +98,11 @@ def _check_rows(session: Session, actor: Actor) -> Iterator[HealthCheck]:
     if not actor.has_scope(Scope.ADMIN):
         return
     failing = webhooks.find_failing(session, actor)
-    text = f"messages are not accepted by {', '.join(failing[:3])}" if failing else "every message was accepted"
-    yield HealthCheck("Webhooks", "fail" if failing else "pass", text, "/settings/webhooks")
+    if failing:
+        text = f"messages are not accepted by {', '.join(url for _, url in failing[:3])}"
+        yield HealthCheck("Webhooks", "fail", text, f"/settings/webhooks/{failing[0][0]}")
+    else:
+        yield HealthCheck("Webhooks", "pass", "every message was accepted", "/settings/webhooks")
     count = tokens.count_expiring(session, actor, EXPIRING)
     text = f"{count} end within {EXPIRING.days} days" if count else f"none ends within {EXPIRING.days} days"
     yield HealthCheck("Tokens", "warn" if count else "pass", text, "/settings/tokens")
