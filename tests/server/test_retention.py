@@ -222,7 +222,7 @@ def test_an_expired_version_goes_unless_something_needs_it(acme: Harness) -> Non
     assert acme.admin.describe(f"{NAME}@3", VersionMetadataChange(expires_at=later.isoformat())).expires_at == later
     acme.admin.describe(f"{NAME}@2", VersionMetadataChange(expires_at=""))
     plan = reasons(acme, RetentionRule(keep_newest=1))
-    assert plan[4] == "+ is the newest version"
+    assert plan[4] == "+ is where alias 'main' points"
     assert plan[3] == "+ expires at 2099-01-02T03:04:05+00:00"
     assert plan[2] == "- retention rule: keep the newest 1"
     assert plan[1].startswith("- expired at 20")
