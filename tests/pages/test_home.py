@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.evaluation.gates import Gate
 from registry.findings import Finding
 from registry.versions.provenance import Provenance, Run
@@ -32,6 +33,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
         harness.validate("acme/broken@1", [Finding.of("error", "smoke.not_finite", "logits", "hold NaN")])
         harness.admin.promote("acme/support", "prod", "1", generation=0, reason="first")
         harness.admin.set_gate("acme", "prod", Gate(approvals=1))
+        old = harness.admin.version("acme/support@2")
+        slot = SlotReport(adapter="acme/support", digest=old.digest, served_name="support", state=SlotState.SERVING)
+        harness.admin.report_node("gpu-7", "vllm", NodeReport(base="tiny-llama", alias="prod", slots=[slot]))
         yield harness
 
 
@@ -43,6 +47,7 @@ def test_the_first_page_says_what_there_is_what_serves_and_what_waits(signed_in:
     assert re.search(r"prod 1 ✓ Ready → newest 3 ✓ Ready", text)
     assert "Approve acme/support@3 for prod" in text
     assert "acme/broken@1 failed a check" in text
+    assert "gpu-7 serves acme/support@2, should be prod 1" in text
     assert "acme/support:prod – → 1" in text
     order = [page.index(f'href="/adapters/acme/{name}">acme') for name in ("broken", "support")]
     assert order == sorted(order), "pushed last comes first"

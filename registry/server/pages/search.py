@@ -29,6 +29,7 @@ from registry.server.http.dependencies import ADAPTER, CursorDep, SessionDep, Se
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
 from registry.server.pages.sessions.visitors import Visitor, VisitorDep
 from registry.server.promotion import aliases, release_board
+from registry.server.serving import status as fleet
 from registry.validation import first_problem
 
 router = create_router()
@@ -101,10 +102,11 @@ def _home(session: Session, visitor: Visitor, items: list[AdapterView]) -> dict[
     counts = adapters.count_in_namespaces(session, [namespace.name for namespace in listed.items])
     values: dict[str, Any] = {"namespaces": counts, "count_limit": adapters.COUNT_LIMIT, "more": listed.next_cursor}
     if not visitor.signed_in:
-        return values | {"moves": [], "approvals": [], "failed": []}
+        return values | {"moves": [], "drift": [], "approvals": [], "failed": []}
     checks = release_board.check_newest(session, actor, items)
     failed = adapters.list_recent(session, actor, Search(), is_failing=True, limit=FAILED_SHOWN).items
     return values | {
+        "drift": fleet.find_drift(session, actor, limit=FAILED_SHOWN),
         "moves": aliases.list_last_moves(session, actor, limit=MOVES_SHOWN),
         "approvals": [
             (name, check) for name, of_adapter in checks.items() for check in of_adapter

@@ -21,7 +21,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db
-from registry.server.database.expressions import any_of
+from registry.server.database.expressions import any_of, join_in_order
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VersionRow
 from registry.server.database.models.serving import FleetNodeRow, FleetSlotRow
 from registry.server.serving.reports import lease_is_live
@@ -68,6 +68,39 @@ def nodes(session: Session, actor: Actor, node_filter: NodeFilter, *, cursor: st
         convergence=[] if cursor else _convergence(session, actor, conditions, only),
         next_cursor=str(page[-1].id) if len(rows) > len(page) else "",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A node that serves another version of an adapter than the alias that it follows points at."""
+
+    node: str
+    adapter: str
+    alias: str
+    number: int | None
+    desired_number: int
+
+
+def find_drift(session: Session, actor: Actor, *, limit: int) -> list[Drift]:
+    """Where live nodes serve another version than they should, as far as the actor may see it."""
+    statement = (
+        select(
+            FleetNodeRow.node, FleetSlotRow.namespace, FleetSlotRow.name, FleetNodeRow.alias, FleetSlotRow.number,
+            col(VersionRow.number).label("desired_number"),
+        )  # type: ignore[call-overload]  # SQLModel has names for four columns
+        .select_from(join_in_order(FleetNodeRow, FleetSlotRow, AdapterRow, AliasRow, VersionRow))
+        .where(col(FleetSlotRow.node_id) == col(FleetNodeRow.id), lease_is_live(), _visible(actor),
+               FleetSlotRow.state == SlotState.SERVING, col(AdapterRow.namespace) == col(FleetSlotRow.namespace),
+               col(AdapterRow.name) == col(FleetSlotRow.name), col(AliasRow.adapter_id) == col(AdapterRow.id),
+               col(AliasRow.alias) == col(FleetNodeRow.alias), col(VersionRow.id) == col(AliasRow.version_id),
+               col(VersionRow.digest) != col(FleetSlotRow.digest), ~availability.WITHDRAWN)
+        .order_by(col(FleetNodeRow.id))
+        .limit(limit)
+    )  # fmt: skip
+    return [
+        Drift(row.node, f"{row.namespace}/{row.name}", row.alias, row.number, row.desired_number)
+        for row in session.exec(statement)
+    ]
 
 
 def _conditions(node_filter: NodeFilter) -> list[ColumnElement[bool]]:
