@@ -1,6 +1,6 @@
 """`adapter list`, `versions`, `rename`, `delete`, `yank` and `quarantine`.
 
-What cannot be undone (a deleted name is never reused) asks for confirmation, or takes `--yes`.
+What changes much, such as a deletion, asks for confirmation, or takes `--yes`.
 """
 
 from functools import partial
@@ -120,18 +120,24 @@ def _outcome(version: VersionView, check: Check) -> str:
 @click.option("--reason", default="", help="Reason; shown to everyone who requests the version.")
 @click.option("--force", is_flag=True, help="Delete it although something needs it. Needs --reason.")
 @click.option("--undo", is_flag=True, help="Restore it, within the grace time.")
+@click.option("--release-name", is_flag=True, help="Free the name of a deleted adapter that nobody else ever pulled.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be deleted, and what needs it.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, dry_run: bool, yes: bool) -> None:
+def delete(
+    subject: AdapterName | Ref, reason: str, force: bool, undo: bool, release_name: bool, dry_run: bool, yes: bool
+) -> None:
     """Delete one version (NAME@3), or an adapter with all its versions (NAME).
 
-    Both can be restored with --undo until the grace time ends; numbers and names are never used again. Nothing is
+    Both can be restored with --undo until the grace time ends. Numbers are never used again; a name only after
+    --release-name, or in a rehearsal namespace. Nothing is
     deleted that an alias, a node, a job, a child or another's signature needs: it is listed, and --force passes
     over it. Aliases of a single version move first.
     """
-    if dry_run and undo:
-        raise click.UsageError("--dry-run is about a deletion: leave --undo out")
-    if dry_run:
+    if dry_run + undo + release_name > 1:
+        raise click.UsageError("give one of --dry-run, --undo and --release-name")
+    if release_name:
+        _release_name(subject, reason, yes=yes)
+    elif dry_run:
         _preview(subject, force=force)
     elif isinstance(subject, Ref):
         _delete_version(subject, reason, force=force, undo=undo, yes=yes)
@@ -147,6 +153,16 @@ def _print_restored_adapter(result: DeleteResult) -> None:
     title = output.strong(result.name)
     count = output.plural(result.versions, "version")
     output.line(f"{title} is restored with {count}." if result.versions else f"{title} was not deleted.")
+
+
+def _release_name(subject: AdapterName | Ref, reason: str, *, yes: bool) -> None:
+    if isinstance(subject, Ref):
+        raise click.UsageError("--release-name is about an adapter: give its name without a version")
+    output.confirm(f"Release the name {subject}? The next push of anybody who may push there takes it.", yes)
+    session.print_response(
+        lambda registry: registry.release_name(subject, reason or "released"),
+        lambda result: output.line(f"{output.strong(result.name)} is free. The next push continues its numbers."),
+    )
 
 
 def _delete_adapter(name: AdapterName, reason: str, *, force: bool, yes: bool) -> None:
@@ -232,16 +248,17 @@ def _is_deleted(registry: Versions, ref: Ref) -> bool:
 @click.command()
 @click.argument("name", type=arguments.NAME)
 @click.argument("to", type=arguments.NAME)
+@arguments.reason
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def rename(name: AdapterName, to: AdapterName, yes: bool) -> None:
+def rename(name: AdapterName, to: AdapterName, reason: str, yes: bool) -> None:
     """Rename an adapter to TO, also into another namespace that exists and that you own.
 
-    The old name is never reused. Trusted publishers are not moved. In another namespace
-    approvals end, and its gates count before the adapter's own.
+    The old name leads to the new one and is never used for another adapter; only renaming back frees it. Trusted
+    publishers are not moved. In another namespace approvals end, and its gates count before the adapter's own.
     """
-    output.confirm(f"Rename {name} to {to} permanently?", yes)
+    output.confirm(f"Rename {name} to {to}?", yes)
     session.print_response(
-        lambda registry: registry.rename(name, to),
+        lambda registry: registry.rename(name, to, reason),
         lambda moved: output.line(f"{name} is now {output.strong(moved.name)}."),
     )
 

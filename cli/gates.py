@@ -58,9 +58,11 @@ def gate() -> None:
               help="How long --soak-in must have pointed at it: 12h, 7d …")  # fmt: skip
 @click.option("--signed-by", multiple=True, type=arguments.SIGNER,
               help="Accepted signer: an identity, or a file with a public key (repeatable).")  # fmt: skip
+@arguments.reason
 def set_gate(
     scope: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
     approvers: tuple[str, ...], two_person: bool, soak_in: str, soak_seconds: int, signed_by: tuple[str, ...],
+    reason: str,
 ) -> None:  # fmt: skip
     """Replace the gate of ALIAS, for an adapter or a whole namespace. For owners.
 
@@ -76,7 +78,7 @@ def set_gate(
         )  # fmt: skip
     except ValidationError as e:
         raise Invalid("REQUEST_INVALID", "this gate can never open: " + first_problem(e, "")[1]) from e
-    session.print_response(lambda registry: registry.set_gate(scope, alias, new_gate), _print)
+    session.print_response(lambda registry: registry.set_gate(scope, alias, new_gate, reason), _print)
 
 
 @gate.command()
@@ -122,10 +124,11 @@ def list_gates(scope: str) -> None:
 @gate.command()
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
-def delete(scope: str, alias: str) -> None:
+@arguments.reason
+def delete(scope: str, alias: str, reason: str) -> None:
     """Delete a gate and show what applies instead. For owners."""
     scope, alias = arguments.split_alias(scope, alias)
-    session.print_response(lambda registry: registry.delete_gate(scope, alias), _print)
+    session.print_response(lambda registry: registry.delete_gate(scope, alias, reason), _print)
 
 
 @click.command()

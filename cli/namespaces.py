@@ -1,6 +1,6 @@
 """`adapter namespace …`.
 
-What cannot be undone (a deleted name is never reused) asks for confirmation, or takes `--yes`.
+What changes much, such as a deletion, asks for confirmation, or takes `--yes`.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,12 @@ def namespace() -> None:
 @namespace.command()
 @click.argument("name")
 @click.option("--owner", default="", help="Owner, such as alice@example.org. Default: you.")
-def create(name: str, owner: str) -> None:
-    """Create a private namespace. For administrators."""
-    session.print_response(lambda registry: registry.create_namespace(name, owner=owner), _print_namespace)
+@click.option("--rehearsal", is_flag=True, help="Names of deleted adapters are free at once; it is never public.")
+def create(name: str, owner: str, rehearsal: bool) -> None:
+    """Create a private namespace, or one that was deleted within the grace time again. For administrators."""
+    session.print_response(
+        lambda registry: registry.create_namespace(name, owner=owner, rehearsal=rehearsal), _print_namespace
+    )
 
 
 NAMESPACES: Table[NamespaceView] = Table((
@@ -55,7 +58,8 @@ def show(name: str) -> None:
 
 
 def _print_namespace(view: NamespaceView) -> None:
-    output.line(f"{output.strong(view.name)}  {'public' if view.public else 'private'}")
+    kind = "rehearsal" if view.rehearsal else "public" if view.public else "private"
+    output.line(f"{output.strong(view.name)}  {kind}")
     bytes_limit = f" of {output.size(view.quota_bytes)}" if view.quota_bytes else ""
     versions_limit = f" of {view.quota_versions}" if view.quota_versions else ""
     rows = [("bytes", output.size(view.used_bytes) + bytes_limit)]
@@ -124,9 +128,9 @@ def _print_roles(view: SubjectRoles) -> None:
 @click.argument("name", type=arguments.NAMESPACE)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete_namespace(name: str, yes: bool) -> None:
-    """Delete an empty namespace. Its name and look-alikes are never reused."""
-    output.confirm(f"Delete the namespace {name} permanently?", yes)
+    """Delete an empty namespace. An administrator can create it again within the grace time, and grants its roles."""
+    output.confirm(f"Delete the namespace {name} and its roles?", yes)
     session.print_response(
         lambda registry: registry.delete_namespace(name),
-        lambda _: output.line(f"{name} deleted; its name is never reused."),
+        lambda _: output.line(f"{name} deleted. An administrator restores it with: adapter namespace create {name}"),
     )

@@ -36,8 +36,9 @@ PLAN: Table[RetentionDecision] = Table((
 @click.option("--keep-newest", type=click.IntRange(1, NEWEST_LIMIT), metavar="N", help="Keep the newest N versions.")
 @click.option("--keep-younger", type=arguments.DURATION, metavar="TIME", help="Keep versions younger than 12h, 7d …")
 @click.option("--dry-run", is_flag=True, help="Show what the rule would do to each version.")
+@arguments.reason
 @tables.prints(PLAN)
-def set_rule(scope: str, keep_newest: int | None, keep_younger: int | None, dry_run: bool) -> None:
+def set_rule(scope: str, keep_newest: int | None, keep_younger: int | None, dry_run: bool, reason: str) -> None:
     """Set the rule of an adapter, or of all adapters of a namespace. For owners.
 
     With both options a version stays if either keeps it.
@@ -49,7 +50,7 @@ def set_rule(scope: str, keep_newest: int | None, keep_younger: int | None, dry_
         _print_plan(scope, rule)
     else:
         tables.refuse_row_options("--dry-run")
-        session.print_response(lambda registry: registry.set_retention(scope, rule), _print_rule)
+        session.print_response(lambda registry: registry.set_retention(scope, rule, reason), _print_rule)
 
 
 @retention.command()
@@ -67,9 +68,10 @@ def show(scope: str, plan: bool) -> None:
 
 @retention.command()
 @click.argument("scope", metavar="NAMESPACE|NAME")
-def delete(scope: str) -> None:
+@arguments.reason
+def delete(scope: str, reason: str) -> None:
     """Delete a rule and show what applies instead. For owners."""
-    session.print_response(lambda registry: registry.delete_retention(scope), _print_rule)
+    session.print_response(lambda registry: registry.delete_retention(scope, reason), _print_rule)
 
 
 def _print_rule(view: RetentionView) -> None:

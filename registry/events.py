@@ -83,6 +83,7 @@ class EventType(StrEnum):
     ADAPTER_RENAME_FROM = "adapter.rename_from", ObjectKind.ADAPTER, "named an adapter {object}; it was {from}"
     ADAPTER_DELETE = "adapter.delete", ObjectKind.ADAPTER, "deleted {object} with all its versions"
     ADAPTER_UNDELETE = "adapter.undelete", ObjectKind.ADAPTER, "restored {object}: {reason}"
+    ADAPTER_RELEASE = "adapter.release", ObjectKind.ADAPTER, "released the name {object}"
     ADAPTER_DESCRIBE = "adapter.describe", ObjectKind.ADAPTER, "changed the description, tags or links of {object}"
     NAMESPACE_CREATE = "namespace.create", ObjectKind.NAMESPACE, "created the namespace {object}"
     NAMESPACE_LIMIT = "namespace.limit", ObjectKind.NAMESPACE, "set the limits of the namespace {object}"

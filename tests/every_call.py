@@ -403,6 +403,7 @@ def _withdraw(call: Recorder) -> None:
     call(registry.rename, "acme/old", "acme/older")
     call(registry.delete_adapter, "acme/older", dry_run=True)
     call(registry.delete_adapter, "acme/older", "gone")
+    call(registry.release_name, "acme/older", "a typo")
     call(registry.undelete_adapter, "acme/older", "back")
 
 

@@ -96,6 +96,8 @@ DURATION_OR_NONE = ParsedArgument("time", partial(parse_duration, least=0))
 """The same, and `0s`."""
 wait_timeout = click.option("--wait-timeout", "timeout", type=DURATION_OR_NONE, help="Wait at most so long: 90s, 15m …")
 
+reason = click.option("--reason", default="", help="Reason; kept in the audit log.")
+
 
 def split_alias(name: str, alias: str) -> tuple[str, str]:
     """`NAME ALIAS`, also if both were given as `NAME:ALIAS`."""

@@ -486,6 +486,7 @@ def _namespaces() -> None:
         sa.Column("strict", sa.Boolean(), nullable=False),
         sa.Column("unregistered_bases", sa.Boolean(), nullable=False),
         sa.Column("main_skips_failing", sa.Boolean(), nullable=False),
+        sa.Column("rehearsal", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_namespace"),
     )
     op.create_table(

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from pydantic import Field
 
+from registry.api import MESSAGE_LIMIT
 from registry.api.models import ItemList, ItemPage, PrintableText, Request, Response
 from registry.roles import SUBJECT_LIMIT, GrantedRole, Role
 from registry.validation import pattern
@@ -141,6 +142,8 @@ class NamespaceCreate(Request):
     """The new name: lower-case letters, digits, `.`, `_` and `-`, at most 64 characters."""
     owner: str = Field(default="", max_length=SUBJECT_LIMIT, pattern=SUBJECT)
     """Subject that becomes its owner. Empty: that of the token, if it has one."""
+    rehearsal: bool = False
+    """Whether names of deleted adapters are free at once. It stays so, and is never public."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,8 @@ class NamespaceView(Response):
     """Whether adapters whose base is not registered are stored."""
     main_skips_failing: bool = True
     """Whether `main` stays where it is when a version fails a check at its push."""
+    rehearsal: bool = False
+    """Whether names of deleted adapters are free at once."""
     used_bytes: int = 0
     """Bytes of all versions, each in full even if others hold the same bytes."""
     used_versions: int = 0
@@ -254,6 +259,8 @@ class RenameRequest(Request):
 
     to: str = Field(max_length=200)
     """The new name, as `namespace/name`."""
+    reason: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
+    """Why, for everyone who reads the history. Control characters are refused."""
 
 
 class PublisherAdd(Request):

@@ -150,6 +150,8 @@ class GateSet(Request):
 
     gate: Gate
     """The requirements that replace the former ones."""
+    reason: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
+    """Why, for everyone who reads the history. Control characters are refused."""
 
 
 class GateView(Response):

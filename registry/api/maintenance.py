@@ -9,7 +9,8 @@ from datetime import datetime
 
 from pydantic import Field
 
-from registry.api.models import ItemPage, Request, Response
+from registry.api import MESSAGE_LIMIT
+from registry.api.models import ItemPage, PrintableText, Request, Response
 from registry.digest import Digest
 from registry.findings import Finding
 from registry.versions.retention import RetentionRule
@@ -164,6 +165,8 @@ class RetentionSet(Request):
 
     rule: RetentionRule
     """The rule that replaces the former one."""
+    reason: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
+    """Why, for everyone who reads the history. Control characters are refused."""
 
 
 class RetentionView(Response):

@@ -75,9 +75,10 @@ class Registry(Aliases):
     """A registry at a URL (or, with a transport, in this process). Thread-safe; close it or use it in `with`."""
 
     # ------------------------------------------------------------ adapters and versions
-    def rename(self, name: Name, to: Name) -> catalog.AdapterView:
+    def rename(self, name: Name, to: Name, reason: str = "") -> catalog.AdapterView:
         """Rename an adapter."""
-        return self.call(of_access.RENAME_ADAPTER, access.RenameRequest(to=str(to)), about=parsed_name(name))
+        request = access.RenameRequest(to=str(to), reason=reason)
+        return self.call(of_access.RENAME_ADAPTER, request, about=parsed_name(name))
 
     def delete_adapter(
         self, name: Name, reason: str = "", *, force: bool = False, dry_run: bool = False
@@ -91,6 +92,10 @@ class Registry(Aliases):
     def undelete_adapter(self, name: Name, reason: str) -> catalog.DeleteResult:
         """Restore a deleted adapter."""
         return self.call(of_access.UNDELETE_ADAPTER, WithdrawRequest(reason=reason), about=parsed_name(name))
+
+    def release_name(self, name: Name, reason: str) -> catalog.DeleteResult:
+        """Let the next push have the name of a deleted adapter of which nobody else ever had bytes."""
+        return self.call(of_access.RELEASE_NAME, WithdrawRequest(reason=reason), about=parsed_name(name))
 
     def delete_version(
         self, ref: AnyRef, reason: str = "", *, force: bool = False, dry_run: bool = False
@@ -192,27 +197,27 @@ class Registry(Aliases):
         """Return the gate of an alias."""
         return self._call_on(of_aliases.SHOW_GATE, scope, alias=alias)
 
-    def set_gate(self, scope: str, alias: str, gate: Gate) -> GateView:
+    def set_gate(self, scope: str, alias: str, gate: Gate, reason: str = "") -> GateView:
         """Set the gate of an alias."""
-        view = self._call_on(of_aliases.SET_GATE, scope, GateSet(gate=gate), alias=alias)
+        view = self._call_on(of_aliases.SET_GATE, scope, GateSet(gate=gate, reason=reason), alias=alias)
         return check_fields(view, gate=gate) if view.set_on == scope else view
 
-    def delete_gate(self, scope: str, alias: str) -> GateView:
+    def delete_gate(self, scope: str, alias: str, reason: str = "") -> GateView:
         """Delete the gate of an alias."""
-        return self._call_on(of_aliases.DELETE_GATE, scope, alias=alias)
+        return self._call_on(of_aliases.DELETE_GATE, scope, alias=alias, reason=reason)
 
     def retention(self, scope: str) -> RetentionView:
         """The retention rule in force for a scope: an adapter (with a slash) or a namespace."""
         return self._call_on(of_maintenance.SHOW_RETENTION, scope)
 
-    def set_retention(self, scope: str, rule: RetentionRule) -> RetentionView:
+    def set_retention(self, scope: str, rule: RetentionRule, reason: str = "") -> RetentionView:
         """Set which versions garbage collection keeps."""
-        view = self._call_on(of_maintenance.SET_RETENTION, scope, RetentionSet(rule=rule))
+        view = self._call_on(of_maintenance.SET_RETENTION, scope, RetentionSet(rule=rule, reason=reason))
         return check_fields(view, set_on=scope)
 
-    def delete_retention(self, scope: str) -> RetentionView:
+    def delete_retention(self, scope: str, reason: str = "") -> RetentionView:
         """Delete a retention rule."""
-        return self._call_on(of_maintenance.DELETE_RETENTION, scope)
+        return self._call_on(of_maintenance.DELETE_RETENTION, scope, reason=reason)
 
     def retention_plan(self, name: Name, rule: RetentionRule | None = None, *, cursor: str = "") -> RetentionPlan:
         """One page of what garbage collection does to each version, under `rule` or under the one in force."""
@@ -403,9 +408,10 @@ class Registry(Aliases):
         """Return one namespace."""
         return self.call(of_access.SHOW_NAMESPACE, namespace=name)
 
-    def create_namespace(self, name: str, *, owner: str = "") -> access.NamespaceView:
+    def create_namespace(self, name: str, *, owner: str = "", rehearsal: bool = False) -> access.NamespaceView:
         """Create a namespace."""
-        return self.call(of_access.CREATE_NAMESPACE, access.NamespaceCreate(name=name, owner=owner))
+        request = access.NamespaceCreate(name=name, owner=owner, rehearsal=rehearsal)
+        return self.call(of_access.CREATE_NAMESPACE, request)
 
     def change_namespace(self, name: str, request: access.NamespaceSet) -> access.NamespaceView:
         """Change a namespace."""

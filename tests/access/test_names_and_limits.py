@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 from registry import names
-from registry.api.access import NamespaceSet, TokenCreate
+from registry.api.access import NamespaceSet, RoleView, TokenCreate
 from registry.api.transfer import PushRequest
 from registry.client.audit import Audit
 from registry.client.registry import Registry
@@ -24,7 +24,7 @@ from registry.server.access import namespaces, quotas, rate_limits, reserved_nam
 from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, EventRow
-from registry.server.database.models.namespaces import NamespaceRow
+from registry.server.database.models.namespaces import NamespaceRow, TakenNameRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.promotion import deletion, gates, moves
 from registry.server.storage.blobs import staging_key_of
@@ -156,10 +156,35 @@ def test_only_an_empty_namespace_can_be_deleted_and_its_roles_end_with_it(tenant
     deletion.purge_expired(tenants.harness.engine, timedelta(0))
     tenants.client("owner").delete_namespace("acme")
     assert tenants.client("owner").whoami().roles == {}
-    for make in (lambda: tenants.harness.admin.create_namespace("acme"), lambda: tenants.harness.push("acme/x")):
-        with pytest.raises(Conflict) as caught:
-            make()
-        assert caught.value.code == "NAME_TOMBSTONED"
+    with pytest.raises(Conflict) as caught:
+        tenants.harness.push("acme/x")
+    assert caught.value.code == "NAME_TOMBSTONED", "a push does not restore it by the way"
+
+
+def test_a_deleted_namespace_is_created_again_within_the_grace_time_without_its_roles(harness: Harness) -> None:
+    harness.admin.create_namespace("acme", owner="ann@example.org")
+    harness.admin.set_gate("acme", "prod", Gate(approvals=2))
+    harness.admin.delete_namespace("acme")
+    assert harness.admin.create_namespace("acme", owner="bob@example.org").roles == {
+        "bob@example.org": [RoleView(role="owner")]
+    }
+    assert harness.admin.gate("acme", "prod").gate.approvals == 2
+    harness.admin.delete_namespace("acme")
+    with harness.session(write=True) as session:
+        row = session.get_one(TakenNameRow, (reserved_names.NAMESPACES, "acme"))
+        session.add(row.sqlmodel_update({"ended_at": db.now() - timedelta(days=31)}))
+    with pytest.raises(Conflict, match="was deleted or renamed"):
+        harness.admin.create_namespace("acme")
+
+
+def test_a_rehearsal_namespace_frees_the_names_of_what_is_deleted(harness: Harness) -> None:
+    harness.add_base()
+    assert harness.admin.create_namespace("trial", rehearsal=True).rehearsal
+    harness.push("trial/support")
+    harness.admin.delete_adapter("trial/support")
+    assert harness.push("trial/support").version.number == 2, "a number never means other bytes"
+    with pytest.raises(Conflict, match="a rehearsal, which cannot be public"):
+        harness.admin.change_namespace("trial", NamespaceSet(public=True))
 
 
 # ------------------------------------------------------------------ limits

@@ -37,7 +37,29 @@ def test_a_namespace_is_created_opened_limited_and_deleted(cli: CommandRunner) -
     cli("namespace", "delete", "acme", "--yes", expect=5)
     cli("gc", REGISTRY_DELETE_GRACE_SECONDS="0")
     cli("namespace", "delete", "acme", "--yes")
-    assert cli("namespace", "create", "acme", "--json", expect=5).problem["code"] == "NAME_TOMBSTONED"
+    again = cli("namespace", "create", "acme", "--json", expect=5, REGISTRY_DELETE_GRACE_SECONDS="0")
+    assert again.problem["code"] == "NAME_TOMBSTONED"
+    assert cli("namespace", "create", "acme", "--rehearsal").stdout.startswith("acme  rehearsal\n"), "it is restored"
+
+
+def test_the_name_of_a_deleted_adapter_is_released_on_purpose(cli: CommandRunner) -> None:
+    cli.add_base()
+    cli.push("acme/suport")
+    reason = ("--reason", "a typo")
+    assert "delete it first" in cli("delete", "acme/suport", "--release-name", "--yes", expect=5).stderr
+    cli("delete", "acme/suport", "--yes")
+    freed = cli("delete", "acme/suport", "--release-name", "--yes", *reason)
+    assert freed.stdout == "acme/suport is free. The next push continues its numbers.\n"
+    cli.push("acme/suport")
+    cli("rename", "acme/suport", "acme/support", "--yes", *reason)
+    cli("retention", "set", "acme", "--keep-newest", "3", *reason)
+    cli("gate", "set", "acme", "prod", "--approvals", "1", *reason)
+    cli("gate", "delete", "acme", "prod", "--yes", *reason)
+    log = cli("audit", "log", "--namespace", "acme", "--json").json["items"]
+    with_reason = {item["action"] for item in log if item["detail"].get("reason") == "a typo"}
+    assert with_reason == {
+        "adapter.release", "adapter.rename", "adapter.rename_from", "retention.set", "gate.set", "gate.delete",
+    }  # fmt: skip
 
 
 def test_irreversible_commands_ask_first(cli: CommandRunner) -> None:

@@ -85,6 +85,11 @@ UNDELETE_ADAPTER = namespaces.add(
     echo=SAME_ADAPTER,
     example={"reason": "deleted by mistake"},
 )
+RELEASE_NAME = namespaces.add(
+    "release_name", "POST /adapters/{namespace}/{name}/release-name", ADMIN, WithdrawRequest, DeleteResult,
+    echo=SAME_ADAPTER,
+    example={"reason": "a typo that nobody pulled"},
+)
 RENAME_ADAPTER = namespaces.add(
     "rename_adapter", "POST /adapters/{namespace}/{name}/rename", ADMIN, RenameRequest, AdapterView,
     echo={"name": "to"},

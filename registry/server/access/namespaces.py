@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 from sqlalchemy import delete, or_
 from sqlmodel import Session, col, select
@@ -37,15 +38,23 @@ ROLES_LIMIT = 1000
 LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
 
 
-def create(session: Session, actor: Actor, request: views.NamespaceCreate) -> views.NamespaceView:
-    """Create a private namespace with an owner. `Conflict` (NAME_TAKEN, NAME_TOMBSTONED)."""
+def create(
+    session: Session, actor: Actor, request: views.NamespaceCreate, delete_grace: timedelta = timedelta(0)
+) -> views.NamespaceView:
+    """Create a private namespace with an owner, also one that was deleted within the grace time, whose rules go on.
+
+    `Conflict` (NAME_TAKEN, NAME_TOMBSTONED).
+    """
     actor.require_everywhere(Scope.ADMIN)
     name = names.namespace(request.name)
     owner = request.owner or actor.subject
     if owner:
         _check_subject(owner)
+    reserved_names.remove_tombstone(session, reserved_names.NAMESPACES, name, ended_after=db.now() - delete_grace)
     if not reserved_names.reserve_namespace(session, actor, name):
         raise Conflict("NAME_TAKEN", f"there is a namespace '{name}' already")
+    if request.rehearsal:
+        session.add(session.get_one(NamespaceRow, name).sqlmodel_update({"rehearsal": True}))
     if owner:
         _set_role(session, actor, name, owner, GrantedRole(Role.OWNER))
     return show(session, actor, name)
@@ -76,6 +85,9 @@ def update(session: Session, actor: Actor, name: str, request: views.NamespaceSe
     if limits:
         actor.require_everywhere(Scope.ADMIN)
     row = _find(session, actor, name)
+    if request.public and row.rehearsal:
+        step = "rename what should be public into another namespace: `adapter rename`"
+        raise Conflict("NAMESPACE_IN_USE", f"namespace '{name}' is a rehearsal, which cannot be public", next_step=step)
     for key, value in limits.items():
         setattr(row, key, value)
     rules = [rule for rule in views.NAMESPACE_RULES if values.get(rule.field) not in (None, getattr(row, rule.field))]

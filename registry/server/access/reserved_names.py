@@ -1,13 +1,15 @@
-"""Reserved names: names that look alike count as one, and the name of something deleted is never used again.
+"""Reserved names: names that look alike count as one, and the name of something deleted goes to nothing else.
 
 - A name is reserved in the transaction that creates its adapter or namespace, by its skeleton (`names.skeleton`). A
-  reservation is never removed; when its adapter or namespace ends, it becomes a tombstone.
+  reservation is never removed; when its adapter or namespace ends, it becomes a tombstone. That ends by a restore, when
+  an adapter is renamed back, and when the name of a deleted adapter is released (`adapter_deletion`).
 - An error names the other adapter or namespace only to those who may see it.
 - A name `ORG/NAME` that a base had, as its name or as an alias, ends in the same way. Only administrators and workers
   of the whole registry may use it again: to everyone else's configurations it still means the old base.
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 from sqlalchemy import update
 from sqlmodel import Session, col, select
@@ -28,6 +30,7 @@ NAMESPACES = ""
 """The `owner` of a namespace's name. The owner of an adapter's name is its namespace."""
 _BASES = "@"
 """The `owner` of a base's name is this sign and its organization, in lower case. No namespace begins with it."""
+_EVER = datetime(1, 1, 1, tzinfo=UTC)
 
 # Built once: every push executes it.
 _SELECT_SIMILAR = select(TakenNameRow).where(
@@ -120,7 +123,7 @@ def restore_adapter(session: Session, name: AdapterName) -> None:
 
 
 def add_tombstone(session: Session, owner: str, name: str) -> None:
-    """Mark a name as ended. It and all names that look like it are never used again."""
+    """Mark a name as ended. Nothing else gets it, or a name that looks like it."""
     _insert(session, owner, name)
     statement = update(TakenNameRow).where(
         col(TakenNameRow.owner) == owner, col(TakenNameRow.skeleton) == names.skeleton(name)
@@ -128,11 +131,12 @@ def add_tombstone(session: Session, owner: str, name: str) -> None:
     session.connection().execute(statement.values(ended_at=db.now()))
 
 
-def remove_tombstone(session: Session, owner: str, name: str) -> None:
-    """Give a name back to what had it and is restored. Nothing else can have taken it meanwhile."""
+def remove_tombstone(session: Session, owner: str, name: str, *, ended_after: datetime = _EVER) -> None:
+    """Give a name back to what had it, and is restored or goes on. Nothing else can have taken it meanwhile."""
     statement = update(TakenNameRow).where(
-        col(TakenNameRow.owner) == owner, col(TakenNameRow.skeleton) == names.skeleton(name)
-    )
+        col(TakenNameRow.owner) == owner, col(TakenNameRow.skeleton) == names.skeleton(name),
+        col(TakenNameRow.name) == name, col(TakenNameRow.ended_at) > ended_after,
+    )  # fmt: skip
     session.connection().execute(statement.values(ended_at=None))
 
 
@@ -170,7 +174,11 @@ def _conflict(actor: Actor, row: TakenNameRow, name: str) -> Conflict:
     if row.ended_at is not None:
         message = "was deleted or renamed, or looks like one that was; such a name is never used again"
         reason = Finding("name.tombstoned", full_name, message)
-        return Conflict("NAME_TOMBSTONED", f"{kind} name '{full_name}' {message}", findings=[reason])
+        step = f"choose another, or if nobody else ever pulled it: `adapter delete {full_name} --release-name`"
+        next_step = step if row.owner and row.name == name else ""
+        return Conflict(
+            "NAME_TOMBSTONED", f"{kind} name '{full_name}' {message}", findings=[reason], next_step=next_step
+        )
     visible = actor.may(Scope.PULL, row.owner, row.name) if row.owner else actor.may(Scope.PULL, row.name)
     other = f"'{row.name}'" if visible else "an existing one"
     message = f"looks too much like {other}"

@@ -139,25 +139,35 @@ def build(
 
 
 def read_former_names(session: Session, name: AdapterName) -> list[str]:
-    """Return the earlier names of an adapter, oldest first. A name is never used twice."""
-    statement = select(EventRow).where(
-        col(EventRow.object) == str(name), col(EventRow.action) == EventType.ADAPTER_RENAME_FROM
-    )
-    event = session.exec(statement).first()
+    """Return the earlier names of an adapter, oldest first. No other adapter has or had one of them."""
+    event = _find_last(session, name, EventType.ADAPTER_RENAME_FROM)
     return [str(former) for former in event.detail.get("names", [])] if event is not None else []
 
 
 def read_new_name(session: Session, name: AdapterName) -> AdapterName | None:
     """Return the present name of an adapter that was renamed, also several times; None for another name."""
-    new: AdapterName | None = None
-    while True:
-        statement = select(EventRow).where(
-            col(EventRow.object) == str(new or name), col(EventRow.action) == EventType.ADAPTER_RENAME
-        )
-        event = session.exec(statement).first()
-        if event is None:
-            return new
-        new = AdapterName.parse(str(event.detail["to"]))
+    new, seq = None, 0
+    while (event := _find_last(session, new or name, EventType.ADAPTER_RENAME)) and (event.seq or 0) > seq:
+        new, seq = AdapterName.parse(str(event.detail["to"])), event.seq or 0  # later ones only: it may be renamed back
+    return new
+
+
+def _find_last(session: Session, name: AdapterName, event_type: EventType) -> EventRow | None:
+    about = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action) == event_type)
+    return session.exec(about.order_by(col(EventRow.seq).desc()).limit(1)).first()
+
+
+def find_other_use(session: Session, actor: Actor, name: AdapterName) -> EventRow | None:
+    """The last event in which bytes of an adapter went to anybody but this actor, and the workers that test it."""
+    uses = (EventType.BYTES_READ, EventType.BYTES_COPY, EventType.PAGE_READ, EventType.VERSION_SERVE)
+    workers = select(EventRow.actor).where(
+        col(EventRow.namespace) == name.namespace, col(EventRow.action) == EventType.JOB_FINISH
+    )
+    others = select(EventRow).where(
+        _is_about(str(name)), col(EventRow.action).in_(uses), col(EventRow.actor) != actor.identity,
+        col(EventRow.actor).not_in(workers),
+    )  # fmt: skip
+    return session.exec(others.order_by(col(EventRow.seq).desc()).limit(1)).first()
 
 
 def read_page(

@@ -2,7 +2,9 @@
 
 - An adapter is deleted when it has no `main`. Its aliases end in its history, and its versions are withheld as deleted
   ones are, all at one moment. What something needs is refused as it is for one version.
-- Its name is nobody's meanwhile, and never again somebody else's. Trusted publishers stay, with nothing to push to.
+- Its name is nobody's. Trusted publishers stay, with nothing to push to, until the name is released.
+- An owner may release the name if nobody else ever had its bytes; in a rehearsal namespace every deletion does. The
+  next push takes the name and continues its numbers; from then on only single versions can be restored.
 - A restore gives back the versions of that moment, and the aliases that ended with them. Versions that were deleted
   earlier stay deleted.
 - Garbage collection erases the files after the grace time. Row, versions, lineage and history stay as tombstones.
@@ -11,6 +13,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from sqlalchemy import delete as delete_rows
 from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
@@ -23,13 +26,14 @@ from registry.names import AdapterName
 from registry.next_steps import NextStep, StepKind
 from registry.roles import Scope
 from registry.server import audit
-from registry.server.access import epoch, reserved_names
+from registry.server.access import epoch, namespaces, reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.catalog.search import text_index
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
 from registry.server.database.models.pushes import PushRow
+from registry.server.database.models.sign_in import PublisherRow
 from registry.server.promotion import alias_deletion, deletion, moves
 from registry.server.promotion.move_decisions import AliasState, MoveDecision
 from registry.server.serving import reports
@@ -67,6 +71,8 @@ def delete_adapter(
         text_index.forget_version(session, row)
     detail = {"versions": len(rows), "digests": [row.digest for row in rows[:100]], "reason": reason}
     audit.append(session, actor, EventType.ADAPTER_DELETE, str(name), detail)
+    if namespaces.find_with_rule(session, "rehearsal", [name.namespace]):
+        _release(session, actor, name, "rehearsal")
     return result
 
 
@@ -92,8 +98,32 @@ def undelete_adapter(session: Session, actor: Actor, name: AdapterName, *, reaso
     return DeleteResult(name=str(name), versions=len(rows))
 
 
+def release_name(session: Session, actor: Actor, name: AdapterName, *, reason: str) -> DeleteResult:
+    """Let the next push have the name of a deleted adapter. `Conflict` (ADAPTER_IN_USE) if others had its bytes."""
+    actor.require(Scope.ADMIN, name)
+    adapter = versions.find_adapter(session, actor, name, lock=True, include_deleted=True)
+    if _has_main(session, adapter):
+        step = f"delete it first: `adapter delete {name}`"
+        raise Conflict("ADAPTER_IN_USE", f"adapter '{name}' is not deleted", next_step=step)
+    use = audit.find_other_use(session, actor, name)
+    if use is not None:
+        when = use.at.strftime("%Y-%m-%d %H:%M UTC")
+        message = f"cannot release the name '{name}': {use.actor or 'anyone'} had its bytes on {when} ({use.action})"
+        raise Conflict("ADAPTER_IN_USE", message, next_step="push under another name: this one means something there")
+    if reserved_names.has_tombstone(session, name):
+        _release(session, actor, name, reason)
+    return DeleteResult(name=str(name))
+
+
+def _release(session: Session, actor: Actor, name: AdapterName, reason: str) -> None:
+    reserved_names.remove_tombstone(session, name.namespace, name.name)
+    publishers = delete_rows(PublisherRow).filter_by(namespace=name.namespace, name=name.name)
+    session.connection().execute(publishers)
+    audit.append(session, actor, EventType.ADAPTER_RELEASE, str(name), {"reason": reason})
+
+
 def end_name(session: Session, name: AdapterName) -> None:
-    """Take a name away from its adapter: nobody gets it again, and pushes in progress fail."""
+    """Take a name away from its adapter: nobody gets it unless it is released, and pushes in progress fail."""
     reserved_names.add_tombstone(session, name.namespace, name.name)
     pushes = update(PushRow).filter_by(namespace=name.namespace, name=name.name)
     session.connection().execute(pushes.values(expires_at=db.now()))
@@ -108,8 +138,7 @@ def _in_use(name: AdapterName, needs: Sequence[Finding]) -> Conflict:
 
 def _moment_of(session: Session, adapter: AdapterRow) -> datetime | None:
     """When an adapter was deleted; None if it was not. `NotFound` (ADAPTER_DELETED) if its files were erased."""
-    main = select(AliasRow.generation).where(AliasRow.adapter_id == adapter.id, AliasRow.alias == names.NEWEST)
-    if session.exec(main).first() is not None:
+    if _has_main(session, adapter):
         return None
     newest = select(func.max(VersionRow.deleted_at)).where(VersionRow.adapter_id == adapter.id)
     moment = session.exec(newest).one()
@@ -120,6 +149,11 @@ def _moment_of(session: Session, adapter: AdapterRow) -> datetime | None:
         message = f"adapter '{adapter.namespace}/{adapter.name}' was deleted, and its files were erased"
         raise NotFound("ADAPTER_DELETED", message)
     return moment
+
+
+def _has_main(session: Session, adapter: AdapterRow) -> bool:
+    main = select(AliasRow.generation).where(AliasRow.adapter_id == adapter.id, AliasRow.alias == names.NEWEST)
+    return session.exec(main).first() is not None
 
 
 def _restore_aliases(

@@ -139,7 +139,7 @@ def show_gate(session: Session, actor: Actor, owner: Owner, alias: str) -> GateV
     return _view(row, owner) if row is not None else GateView(alias=alias, gate=domain.gate_of(alias))
 
 
-def set_gate(session: Session, actor: Actor, owner: Owner, alias: str, gate: Gate | None) -> GateView:
+def set_gate(session: Session, actor: Actor, owner: Owner, alias: str, gate: Gate | None, reason: str = "") -> GateView:
     """Set the gate of an alias, or remove it (None); returns the gate that counts then. `Invalid`, `Denied`."""
     alias = names.alias(alias)
     key = owner_rules.lock_owner(session, actor, owner) | {"kind": RuleKind.GATE, "alias": alias}
@@ -153,7 +153,8 @@ def set_gate(session: Session, actor: Actor, owner: Owner, alias: str, gate: Gat
     after = gate.model_dump(mode="json") if gate is not None else None
     before = owner_rules.replace_rule(session, actor, key, after)
     if before != after:
-        detail, namespace = {"alias": alias, "before": before, "after": after}, owner_rules.namespace_of(owner)
+        namespace = owner_rules.namespace_of(owner)
+        detail = {"alias": alias, "before": before, "after": after, "reason": reason}
         event_type = EventType.GATE_SET if gate else EventType.GATE_DELETE
         audit.append(session, actor, event_type, f"{owner}:{alias}", detail, namespace=namespace)
     return show_gate(session, actor, owner, alias)

@@ -337,6 +337,9 @@ def move_all_newest(
     pointers = session.exec(_NEWEST, params=ids).all()
     states = {row.adapter_id: _state_of(row, number) for row, number, _ in pointers}
     good = {row.adapter_id for row, _, is_skipped in pointers if not is_skipped}
+    if any(version.adapter_id not in states and version.number > 1 for _, version in created):  # of a released name
+        deleted = session.exec(_DELETED, params=ids | {"aliases": [names.NEWEST]}).all()
+        states = {key: AliasState(generation, moved_at=at) for key, _, generation, at in deleted} | states
     rows, events = [], {}
     for name, version in created:
         if version.skipped_by_main and version.adapter_id in good:

@@ -1,4 +1,4 @@
-"""Delete a namespace, rename or move an adapter. A former name is never used again.
+"""Delete a namespace, rename or move an adapter. Nothing but the same adapter gets a former name again.
 
 - Rows, tombstone and event are one transaction. Blobs stay until `gc` finds that nothing refers to them.
 - The rights bound to the name end with it: trusted publishers, the roles of a deleted namespace, and approvals when an
@@ -40,7 +40,7 @@ REFS_LIMIT = 100
 """Refs that one rename writes: its own, and some that an outage left."""
 
 
-def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
+def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName, *, reason: str = "") -> None:
     """Give an adapter another name, in the same namespace or in another one that there is and the actor owns."""
     actor.require(Scope.ADMIN, name)
     adapter = versions.find_adapter(session, actor, name, lock=True)
@@ -53,6 +53,9 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
     session.connection().execute(delete_rows(PublisherRow).filter_by(namespace=name.namespace, name=name.name))
     if session.exec(select(AdapterRow.id).where(versions.has_name(to))).first() is not None:
         raise Conflict("NAME_TAKEN", f"there is an adapter '{to}' already")
+    former_names = audit.read_former_names(session, name)
+    if str(to) in former_names:
+        reserved_names.remove_tombstone(session, to.namespace, to.name)
     reserved_names.reserve_adapter(session, actor, to)
     if to.namespace != name.namespace:
         quotas.check_before_transfer(session, to, adapter.id or 0)
@@ -68,9 +71,10 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
         gates.remove_overridden(session, actor, to, adapter.id)
     session.connection().execute(update(VersionRow).where(own).values(recorded_at=None))
     _rename_jobs(session, adapter, to)
-    names = [*audit.read_former_names(session, name), str(name)]
-    audit.append(session, actor, EventType.ADAPTER_RENAME, str(name), {"to": str(to)})
-    audit.append(session, actor, EventType.ADAPTER_RENAME_FROM, str(to), {"from": str(name), "names": names})
+    names = list(dict.fromkeys([*former_names, str(name)]))
+    audit.append(session, actor, EventType.ADAPTER_RENAME, str(name), {"to": str(to), "reason": reason})
+    detail = {"from": str(name), "names": names, "reason": reason}
+    audit.append(session, actor, EventType.ADAPTER_RENAME_FROM, str(to), detail)
     session.flush()
 
 

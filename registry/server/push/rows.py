@@ -239,10 +239,11 @@ def _lock_adapters(session: Session, actor: Actor, commits: Sequence[InspectedCo
     db.bulk_insert(session, events)
     rows = {f"{row.namespace}/{row.name}": row for row in session.exec(_LOCKED, params={"names": locked}).all()}
     ended = _find_ended(session, rows.values())
-    # renamed or deleted since the push was planned
-    lost = [name for name in adapters.values() if str(name) not in rows or rows[str(name)].id in ended]
+    # renamed or deleted since the push was planned; a deleted one whose name is released goes on
+    renamed = [name for name in adapters.values() if str(name) not in rows]
+    lost = [*renamed, *(name for name in adapters.values() if str(name) in rows and rows[str(name)].id in ended)]
     conflicts |= reserved_names.find_conflicts(session, actor, lost) if lost else {}
-    errors: dict[AdapterName, RegistryError] = {**{name: unknown_adapter(name) for name in lost}, **conflicts}
+    errors: dict[AdapterName, RegistryError] = {**{name: unknown_adapter(name) for name in renamed}, **conflicts}
     require_all(inspected, [errors.get(c.commit.name, c) for c in inspected])
     return rows
 

@@ -4,6 +4,7 @@ renaming and deleting adapters.
 A subject may contain slashes (`https://issuer#sub`), so it is the last part of its path.
 """
 
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import BackgroundTasks, Query, Request
@@ -108,10 +109,11 @@ def list_namespaces(
 
 @namespace_router.serves(operations.CREATE_NAMESPACE)
 def create_namespace(
-    session: deps.SessionDep, actor: deps.ActorDep, request: JsonBody[access.NamespaceCreate]
-) -> access.NamespaceView:
-    """Create a namespace. For administrators of all namespaces."""
-    return namespaces.create(session, actor, request)
+    session: deps.SessionDep, actor: deps.ActorDep, request: JsonBody[access.NamespaceCreate],
+    settings: deps.SettingsDep,
+) -> access.NamespaceView:  # fmt: skip
+    """Create a namespace, or one that was deleted within the grace time again. For administrators of all namespaces."""
+    return namespaces.create(session, actor, request, timedelta(seconds=settings.delete_grace_seconds))
 
 
 @namespace_router.serves(operations.SHOW_NAMESPACE)
@@ -134,7 +136,7 @@ def delete_namespace(
     actor: deps.ActorDep,
     namespace: str,
 ) -> DeleteResult:
-    """Delete an empty namespace. Its name stays reserved."""
+    """Delete an empty namespace. Its name stays reserved; within the grace time it can be created again."""
     return removal.delete_namespace(session, actor, namespace)
 
 
@@ -173,6 +175,12 @@ def undelete_adapter(target: deps.AdapterDep, request: JsonBody[WithdrawRequest]
     return adapter_deletion.undelete_adapter(*target, reason=request.reason)
 
 
+@namespace_router.serves(operations.RELEASE_NAME)
+def release_name(target: deps.AdapterDep, request: JsonBody[WithdrawRequest]) -> DeleteResult:
+    """Let the next push have the name of a deleted adapter of which nobody but the caller ever had bytes."""
+    return adapter_deletion.release_name(*target, reason=request.reason)
+
+
 @namespace_router.serves(operations.RENAME_ADAPTER)
 def rename_adapter(
     target: deps.AdapterDep,
@@ -183,7 +191,7 @@ def rename_adapter(
 ) -> AdapterView:
     """Rename an adapter, or move it to another namespace."""
     to = AdapterName.parse(request.to)
-    removal.rename(*target, to)
+    removal.rename(*target, to, reason=request.reason)
     background.forget_plans(engine)
     after.add_task(routing.run_in_store_thread, removal.delete_refs, engine, blobs, target.name)
     return adapters.show_adapter(target.session, target.actor, to)

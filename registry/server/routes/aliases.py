@@ -196,12 +196,14 @@ for _kind, _owner in deps.OWNERS:
         session: deps.SessionDep, actor: deps.ActorDep, alias: str, request: JsonBody[GateSet], owner: Owner = _owner
     ) -> GateView:
         """Set what a version needs before an alias may point at it."""
-        return gates.set_gate(session, actor, owner, alias, request.gate)
+        return gates.set_gate(session, actor, owner, alias, request.gate, request.reason)
 
     @gate_router.serves(operations.DELETE_GATE.of(_kind))
-    def delete_gate(session: deps.SessionDep, actor: deps.ActorDep, alias: str, owner: Owner = _owner) -> GateView:
+    def delete_gate(
+        session: deps.SessionDep, actor: deps.ActorDep, alias: str, reason: deps.ReasonDep = "", owner: Owner = _owner
+    ) -> GateView:
         """Delete the gate set here. The response is the gate then in force."""
-        return gates.set_gate(session, actor, owner, alias, None)
+        return gates.set_gate(session, actor, owner, alias, None, reason)
 
 
 # ------------------------------------------------------------------ one version

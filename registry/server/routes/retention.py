@@ -29,12 +29,14 @@ for _kind, _owner in deps.OWNERS:
         session: deps.SessionDep, actor: deps.ActorDep, request: JsonBody[RetentionSet], owner: Owner = _owner
     ) -> RetentionView:
         """Set which versions garbage collection keeps. A version that something needs always stays."""
-        return rules.set_rule(session, actor, owner, request.rule)
+        return rules.set_rule(session, actor, owner, request.rule, request.reason)
 
     @router.serves(operations.DELETE_RETENTION.of(_kind))
-    def delete_retention(session: deps.SessionDep, actor: deps.ActorDep, owner: Owner = _owner) -> RetentionView:
+    def delete_retention(
+        session: deps.SessionDep, actor: deps.ActorDep, reason: deps.ReasonDep = "", owner: Owner = _owner
+    ) -> RetentionView:
         """Delete the rule set here. The response is the rule then in force."""
-        return rules.set_rule(session, actor, owner, None)
+        return rules.set_rule(session, actor, owner, None, reason)
 
 
 @router.serves(operations.PLAN_RETENTION)

@@ -13,6 +13,7 @@ class NamespaceRow(CreatedColumns, table=True):
 
     `strict`: pushes whose check `compat` fails are refused. `unregistered_bases`: pushes whose base is not registered
     are stored. `main_skips_failing`: `main` does not follow versions that fail a check when they are pushed.
+    `rehearsal`, fixed when it is made: names of deleted adapters are free at once.
     """
 
     __tablename__ = "namespace"
@@ -23,6 +24,7 @@ class NamespaceRow(CreatedColumns, table=True):
     strict: bool = False
     unregistered_bases: bool = False
     main_skips_failing: bool = True
+    rehearsal: bool = False
 
 
 class TakenNameRow(SQLModel, table=True):

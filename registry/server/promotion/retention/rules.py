@@ -41,14 +41,17 @@ def _find(session: Session, where: Any) -> RuleRow | None:
     return session.exec(own_first).first()
 
 
-def set_rule(session: Session, actor: Actor, owner: Owner, rule: RetentionRule | None) -> RetentionView:
+def set_rule(
+    session: Session, actor: Actor, owner: Owner, rule: RetentionRule | None, reason: str = ""
+) -> RetentionView:
     """Set the rule, or clear it (None); returns the rule in force then. `Denied`, `NotFound`."""
     key = owner_rules.lock_owner(session, actor, owner) | {"kind": RuleKind.RETENTION, "alias": ""}
     after = rule.model_dump(mode="json") if rule is not None else None
     before = owner_rules.replace_rule(session, actor, key, after)
     if before != after:
         event_type = EventType.RETENTION_DELETE if rule is None else EventType.RETENTION_SET
-        detail = {"rule": rule.text if rule is not None else "", "before": before, "after": after}
+        text = rule.text if rule is not None else ""
+        detail = {"rule": text, "before": before, "after": after, "reason": reason}
         audit.append(session, actor, event_type, str(owner), detail, namespace=owner_rules.namespace_of(owner))
     return show_rule(session, actor, owner)
 
