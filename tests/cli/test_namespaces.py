@@ -27,6 +27,9 @@ def test_a_namespace_is_created_opened_limited_and_deleted(cli: CommandRunner) -
     assert shown["roles"] == {"alice@example.org": [owner], "bob@example.org": [pusher]}
     for text, size_bytes in (("1500", 1500), (str(2**40), 2**40), ("2GiB", 2**31), ("500MB", 500_000_000), ("0", None)):
         assert cli("namespace", "set", "acme", "--quota-bytes", text, "--json").json["quota_bytes"] == size_bytes
+    limited = cli("audit", "log", "--action", "namespace.limit", "--json").json["items"]
+    assert (limited[-1]["actor"], limited[-1]["object"]) == ("owner", "acme")
+    assert limited[-1]["detail"] == {"before": {"quota_bytes": 500_000_000}, "after": {"quota_bytes": None}}
     assert "500MB" in cli("namespace", "set", "acme", "--quota-bytes", "1 MB", expect=2).stderr
     assert "not registered" in cli("namespace", "set", "acme", "--unregistered-bases").stdout
     folder = cli.make_adapter("other", samples.llama("nobody/unknown"))

@@ -81,13 +81,14 @@ def update(session: Session, actor: Actor, name: str, request: views.NamespaceSe
     """Make a namespace public or private, or set its rules and limits; 0 removes a limit."""
     actor.require_in(Scope.ADMIN, name)
     values = request.model_dump(exclude_none=True)
-    limits = {key: values[key] or None for key in LIMITS if key in values}
-    if limits:
+    if any(key in values for key in LIMITS):
         actor.require_everywhere(Scope.ADMIN)
     row = _find(session, actor, name)
     if request.public and row.rehearsal:
         step = "rename what should be public into another namespace: `adapter rename`"
         raise Conflict("NAMESPACE_IN_USE", f"namespace '{name}' is a rehearsal, which cannot be public", next_step=step)
+    limits = {key: values[key] or None for key in LIMITS if key in values}
+    before = {key: getattr(row, key) for key in limits}
     for key, value in limits.items():
         setattr(row, key, value)
     rules = [rule for rule in views.NAMESPACE_RULES if values.get(rule.field) not in (None, getattr(row, rule.field))]
@@ -98,8 +99,8 @@ def update(session: Session, actor: Actor, name: str, request: views.NamespaceSe
         _set_role(session, actor, name, EVERY_SUBJECT, GrantedRole(Role.READER))
     elif request.public is False:
         _delete_roles(session, actor, name, EVERY_SUBJECT)
-    if limits:
-        audit.append(session, actor, EventType.NAMESPACE_LIMIT, name, limits)
+    if limits != before:
+        audit.append(session, actor, EventType.NAMESPACE_LIMIT, name, {"before": before, "after": limits})
     if rules:
         text = "; ".join(rule.text(values[rule.field]) for rule in rules)
         changed = {rule.field: values[rule.field] for rule in rules}
