@@ -123,6 +123,7 @@ COMMANDS = _commands() | _setup_commands()
 WORDS_OF_OTHERS = {
     "download": "pull", "upload": "push", "info": "show", "inspect": "show", "search": "list --text", "ls": "list",
     "find": "list --text", "log": "audit log", "status": "doctor",
+    "get": "pull", "rm": "delete", "remove": "delete",
 }  # fmt: skip
 """Command of another tool → ours."""
 
@@ -149,9 +150,9 @@ class LazyGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the words: an error in them is a document if one of them asks for that.
 
-        `help X` is `X --help`, and `version` is `--version`.
+        `help X` is `X --help`, `version` is `--version`, and nothing asks for the help.
         """
-        if args[:1] == ["help"]:
+        if not args or args[:1] == ["help"]:
             args = [*args[1:], "--help"]
         elif args == ["version"]:
             args = ["--version"]
