@@ -201,6 +201,7 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
             ("main", pushed.main.removeprefix("main ")),
             ("aliases", ", ".join(version.aliases)),
             ("tags", " ".join(versions.tag_texts(version.tags))),
+            ("signed by", ", ".join(version.signed_by)),
             ("expires", output.moment(version.expires_at) if version.expires_at else ""),
             ("job", pushed.job_id),
         ]

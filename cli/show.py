@@ -121,6 +121,7 @@ def _print_version(
             ("trigger", str(facts.get("trigger_words") or "")),
             ("size", f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"),
             ("pushed", f"{output.moment(version.created_at)} by {version.created_by}"),
+            ("signed by", ", ".join(version.signed_by)),
             ("expires", output.moment(version.expires_at) if version.expires_at else ""),
             ("message", version.message.splitlines()),
             ("parents", [f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents]),

@@ -164,6 +164,8 @@ class VersionView(Response):
     """When the files of a deleted version were erased. Until then the deletion can be undone."""
     damaged: list[str] = []
     """Paths of files whose stored bytes are wrong or lost."""
+    signed_by: list[str] = []
+    """Whose signatures it has. `adapter verify` verifies them."""
     served_on: list[ServedOn] = []
     """Live nodes that still have it; only in responses that withdraw it."""
     provenance: Provenance | None = None

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
 from tests.cli.runner import CommandRunner, lines
 
 
@@ -87,7 +92,7 @@ def test_the_reasons_against_a_deletion_are_whole_clauses(cli: CommandRunner) ->
     cli("delete", "acme/support@2", "--yes")
     gone = cli("delete", "acme/support@2", "--dry-run").stdout
     assert gone.startswith("Would not delete acme/support@2: deleted since ")
-    assert "leave --undo out" in cli("delete", "acme/support@2", "--dry-run", "--undo", expect=2).stderr
+    assert "give one of --dry-run, --undo and" in cli("delete", "acme/support@2", "--dry-run", "--undo", expect=2).stderr
 
 
 def cli_detail(cli: CommandRunner, *words: str) -> str:
@@ -142,3 +147,15 @@ def test_a_version_is_pushed_with_an_expiry_that_is_shown(released: CommandRunne
     assert "\n  expires " in released("show", "acme/support@3").stdout
     assert pushed["expires_at"] == released("show", "acme/support@3", "--json").json["expires_at"]
     assert "\n  expires " not in released("show", "acme/support@1").stdout
+
+
+def test_show_and_push_name_who_signed(cli: CommandRunner, tmp_path: Path) -> None:
+    created = ed25519.Ed25519PrivateKey.generate()
+    path = tmp_path / "key.pem"
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path.write_bytes(created.private_bytes(encoding, form, serialization.NoEncryption()))
+    cli.add_base()
+    (signer,) = cli.push("acme/signed", "--signing-key", path)["version"]["signed_by"]
+    assert f"  signed by  {signer}" in cli("show", "acme/signed").stdout.splitlines()
+    cli.push("acme/other")
+    assert "signed by" not in cli("show", "acme/other").stdout

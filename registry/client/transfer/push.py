@@ -76,7 +76,9 @@ def push_folder(
     _commit_group(registry, [push])
     pushed = push.required_result
     if signature is not None:
-        signature.attach(registry, Ref(name, push.manifest.digest), push.manifest)
+        ref = Ref(name, push.manifest.digest)
+        signature.attach(registry, ref, push.manifest)
+        pushed = pushed.model_copy(update={"version": registry.version(ref)})
     return pushed
 
 

@@ -48,6 +48,7 @@ from registry.server.database.models import (
     VersionMetadataRow,
     VersionRow,
 )
+from registry.server.database.models.owner_rules import SIGNATURE, AttestationRow
 from registry.server.storage.states import BlobState
 from registry.versions.manifest import Manifest
 
@@ -332,6 +333,8 @@ _RELATED = union_all(
     _related("damaged", VersionFileRow.version_id, VersionFileRow.path)
     .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
     .where(any_of(col(VersionFileRow.version_id), parameter="ids"), col(BlobRow.state) == BlobState.CORRUPT),
+    _related("signature", AttestationRow.version_id, AttestationRow.identity)
+    .where(any_of(col(AttestationRow.version_id), parameter="ids"), col(AttestationRow.kind) == SIGNATURE),
     _related(
         "metadata", VersionMetadataRow.version_id, VersionMetadataRow.kind, VersionMetadataRow.key,
         VersionMetadataRow.value,
@@ -359,7 +362,7 @@ def build_views(session: Session, named_rows: Sequence[tuple[AdapterName, Versio
         _view(
             name, row, texts["base", row.id or 0][0], Manifest.model_validate_json(row.manifest),
             newest[row.id or 0], texts["alias", row.id or 0], sorted(texts["damaged", row.id or 0]),
-            **described[row.id or 0],
+            signed_by=sorted(set(texts["signature", row.id or 0])), **described[row.id or 0],
         )
         for name, row in named_rows
     ]  # fmt: skip

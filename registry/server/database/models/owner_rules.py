@@ -48,6 +48,10 @@ class ApprovalRow(SQLModel, table=True):
     at: datetime = Field(sa_type=UtcTime)
 
 
+SIGNATURE, UNVERIFIED = "signature", "unverified"
+"""Kinds of attestations that clients send: by a known signer, or by one that the registry cannot tell."""
+
+
 class AttestationRow(SQLModel, table=True):
     """A signed statement about a version, stored as the blob `digest`. `identity` is the signer."""
 

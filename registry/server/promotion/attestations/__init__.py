@@ -22,12 +22,11 @@ from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, BlobRow, EventRow, VersionRow
-from registry.server.database.models.owner_rules import AttestationRow
+from registry.server.database.models.owner_rules import SIGNATURE, AttestationRow
 from registry.server.storage import blobs
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.states import BlobState
 
-SIGNATURE, UNVERIFIED = "signature", "unverified"
 SHOWN_LIMIT = 200
 
 

@@ -23,8 +23,8 @@ from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
-from registry.server.database.models.owner_rules import AttestationRow
-from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED, attestation_row, view
+from registry.server.database.models.owner_rules import SIGNATURE, UNVERIFIED, AttestationRow
+from registry.server.promotion.attestations import attestation_row, view
 from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.states import BlobState

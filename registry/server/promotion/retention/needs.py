@@ -29,11 +29,10 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.database.models.jobs import JobRow
-from registry.server.database.models.owner_rules import ApprovalRow, AttestationRow
+from registry.server.database.models.owner_rules import SIGNATURE, UNVERIFIED, ApprovalRow, AttestationRow
 from registry.server.database.models.serving import FleetNodeRow, FleetSlotRow
 from registry.server.jobs import queue
 from registry.server.promotion import aliases, deletion
-from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
 from registry.server.serving import reports
 
 
