@@ -26,7 +26,10 @@ def namespace() -> None:
 @click.option("--owner", default="", help="Owner, such as alice@example.org. Default: you.")
 @click.option("--rehearsal", is_flag=True, help="Names of deleted adapters are free at once; it is never public.")
 def create(name: str, owner: str, rehearsal: bool) -> None:
-    """Create a private namespace, or one that was deleted within the grace time again. For administrators."""
+    """Create a private namespace. For administrators.
+
+    One that was deleted within the grace time is restored, without its roles.
+    """
     session.print_response(
         lambda registry: registry.create_namespace(name, owner=owner, rehearsal=rehearsal), _print_namespace
     )
@@ -128,7 +131,7 @@ def _print_roles(view: SubjectRoles) -> None:
 @click.argument("name", type=arguments.NAMESPACE)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete_namespace(name: str, yes: bool) -> None:
-    """Delete an empty namespace. An administrator can create it again within the grace time, and grants its roles."""
+    """Delete an empty namespace. An administrator can create it again within the grace time."""
     output.confirm(f"Delete the namespace {name} and its roles?", yes)
     session.print_response(
         lambda registry: registry.delete_namespace(name),
