@@ -17,6 +17,7 @@ from registry.names import NEWEST, AdapterName, Ref
 from registry.next_steps import NextStep, StepKind
 
 from .console import arguments, completion, fields, output, session, tables, versions
+from .console.options import Command
 from .console.tables import Column, Table
 
 PAGE_LIMIT = 200
@@ -62,7 +63,7 @@ VERSIONS: Table[VersionView] = Table((
 ), name=lambda item: f"{item.name}@{item.number}")  # fmt: skip
 
 
-@click.command("list")
+@click.command("list", cls=Command)
 @click.argument("name", type=arguments.NAME, required=False)
 @fields.options_of(AdapterFilters)
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
@@ -96,7 +97,7 @@ def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> 
 
 
 # ------------------------------------------------------------------ versions
-@click.command("versions")
+@click.command("versions", cls=Command)
 @click.argument("name", type=arguments.NAME)
 @click.option("--deleted", is_flag=True, help="Include deleted versions.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
@@ -115,7 +116,7 @@ def _outcome(version: VersionView, check: Check) -> str:
 
 
 # ------------------------------------------------------------------ rename, delete
-@click.command()
+@click.command(cls=Command)
 @click.argument("subject", type=arguments.DELETABLE, metavar="NAME[@VERSION]")
 @click.option("--reason", default="", help="Reason; shown to everyone who requests the version.")
 @click.option("--force", is_flag=True, help="Delete it although something needs it. Needs --reason.")
@@ -245,7 +246,7 @@ def _is_deleted(registry: Versions, ref: Ref) -> bool:
     return False
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", type=arguments.NAME)
 @click.argument("to", type=arguments.NAME)
 @arguments.reason
@@ -264,7 +265,7 @@ def rename(name: AdapterName, to: AdapterName, reason: str, yes: bool) -> None:
 
 
 # ------------------------------------------------------------------ yank, quarantine
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF)
 @click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
 @click.option("--undo", is_flag=True, help="Undo a yank: aliases that point at the version work again.")
@@ -291,7 +292,7 @@ def yank(ref: Ref, reason: str, undo: bool) -> None:
     output.result(version, text)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF)
 @click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
 @click.option("--undo", is_flag=True, help="Lift the quarantine. For owners.")

@@ -31,13 +31,14 @@ from registry.serving.store import eviction, in_use
 from registry.serving.store.local_store import LocalStore
 
 from .console import arguments, logs, output, session
+from .console.options import Command
 
 SIGNAL_CHECK_SECONDS = 0.5
 """Python handles a signal only in the main thread, which therefore must wake up."""
 Say = Callable[[str], None]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--sync", "engines", required=True, multiple=True, metavar="KIND=LOCATION",
               help="Engine to keep in sync: vllm=URL, sglang=URL, llama.cpp=URL, nim=PATH or dir=PATH.")  # fmt: skip
 @click.option("--base", required=True, help="Registered base that the engines serve.")

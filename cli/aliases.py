@@ -29,10 +29,11 @@ from registry.errors import Invalid, NotFound
 from registry.names import AdapterName, Ref
 
 from .console import arguments, groups, output, session, tables
+from .console.options import Command, Group
 from .console.tables import Column, Table
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF, required=False)
 @click.argument("alias", required=False, default="")
 @click.option("--from", "source", default="", metavar="ALIAS", help="With --namespace: take the version from here.")
@@ -117,7 +118,7 @@ def _print_moved(moved: MovedAlias, *, planned: bool) -> None:
     output.line(output.faint(f"  {generation}, {done}"))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", required=False, default="")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @click.option("--version", "to", default="", metavar="VERSION", help="Number, digest or REF. Default: the one before.")
@@ -190,7 +191,7 @@ def undo_items(moves: Iterable[NamespaceMove], reason: str) -> list[MoveItem]:
     ]  # fmt: skip
 
 
-@click.group()
+@click.group(cls=Group)
 def alias() -> None:
     """Aliases: list, delete. `promote` and `rollback` move them, and `history` shows their moves."""
 
@@ -265,7 +266,7 @@ MOVES: Table[AliasMove] = Table((
 ))  # fmt: skip
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", metavar="NAMESPACE|NAME")
 @click.option("--alias", "word", default="", help="Only moves of this alias.")
 @click.option("--at", "at", default="", metavar="TIME", help="State at this time, such as 2026-05-03T14:05Z.")

@@ -16,6 +16,7 @@ from registry.errors import Conflict, NotFound, RegistryError
 from registry.names import NEWEST, AdapterName
 
 from .console import groups, output, session, tables, versions
+from .console.options import Command
 from .console.progress import ProgressLine
 from .console.tables import Table
 
@@ -46,7 +47,7 @@ STEPS: Table[groups.PlannedChange] = Table(
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--file", "-f", "path", required=True, type=click.Path(path_type=Path), help="The file, in TOML.")
 @groups.proceed_options(atomic="After the pushes, change all tags and aliases or none.")
 @tables.prints(STEPS)

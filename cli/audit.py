@@ -21,10 +21,11 @@ from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
 
 from .console import arguments, output, session, tables
+from .console.options import Group
 from .console.tables import Column, Table
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """Audit log: who did what and when, with proof that no entry was changed."""
 

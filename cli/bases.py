@@ -20,13 +20,14 @@ from registry.worker.model import identify as weights_identity
 from registry.worker.model.weights import Weights
 
 from .console import output, session, tables
+from .console.options import Group
 from .console.progress import ProgressLine
 from .console.tables import Column, Table
 
 UNRELATED_SHOWN = 10
 
 
-@click.group()
+@click.group(cls=Group)
 def base() -> None:
     """Base models: add, list, show, alias, delete, identify, thresholds."""
 

@@ -30,11 +30,12 @@ from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import Ref
 
 from .console import output, session, versions
+from .console.options import Command
 
 NAMES_SHOWN = 10
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("target", metavar="DIR|REF")
 @click.option("--base", default="", help="Base model to check against. Default: the version's, or the folder's.")
 @click.option(
@@ -114,7 +115,7 @@ def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> No
         output.line(output.faint("the numbers (NaN, zeros) were not read"))
 
 
-@click.command("engine-settings")
+@click.command("engine-settings", cls=Command)
 @click.argument("base")
 @click.option(
     "--engine", "texts", multiple=True, required=True,
@@ -176,7 +177,7 @@ def _names(names: Sequence[str], remark: str) -> str:
     return output.some(names, NAMES_SHOWN) + remark if names else ""
 
 
-@click.command("recheck-engines")
+@click.command("recheck-engines", cls=Command)
 def recheck_engines() -> None:
     """Renew the stored engine verdicts after engine rules changed. For administrators.
 

@@ -10,9 +10,10 @@ from registry.names import Ref
 
 from . import jobs
 from .console import arguments, output, session
+from .console.options import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF)
 @click.option(
     "--format", "target", required=True, type=click.Choice([str(t) for t in TargetFormat]), help="Target format."

@@ -28,6 +28,7 @@ from registry.versions.files import CONFIG, CONFIG_LIMIT_BYTES
 
 from .console import heatmap, output, session
 from .console.heatmap import HeatMap
+from .console.options import Command
 
 MODULES_SHOWN = 8
 VALUE_WIDTH = 80
@@ -57,7 +58,7 @@ class Side:
     files: dict[str, str]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--values", is_flag=True, help="Also compare the updates: cosine and norm per module (extra 'worker').")

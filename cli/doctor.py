@@ -25,6 +25,7 @@ from registry.next_steps import NextStep, StepKind
 from registry.roles import Scope
 
 from .console import output, session
+from .console.options import Command
 
 EXTRAS = {"server": ("fastapi", "sqlmodel", "alembic", "uvicorn"), "worker": ("torch", "peft", "transformers")}
 LOW_SPACE_BYTES = 2 * 10**9
@@ -44,7 +45,7 @@ class Diagnosis:
     exit_code: int = 0
 
 
-@click.command()
+@click.command(cls=Command)
 def doctor() -> None:
     """Diagnose problems between you and the registry."""
     checks = [*_installation(), *_registry()]

@@ -16,11 +16,12 @@ from registry.serving.export.export import Exported, ExportTarget, Item
 from registry.serving.export.folder import FolderTarget
 
 from .console import arguments, output, session
+from .console.options import Command
 
 _COLORS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "yellow"}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("base")
 @click.argument("dest", required=False, default="")
 @click.option("--alias", default="prod", show_default=True, help="Export what this alias points at.")

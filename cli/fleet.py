@@ -7,6 +7,7 @@ from registry.digest import Digest
 from registry.durations import relative
 
 from .console import output, session, tables
+from .console.options import Command
 from .console.tables import Column, Table
 
 _Slot = tuple[NodeView, SlotView | None]
@@ -37,7 +38,7 @@ SLOTS: Table[_Slot] = Table((
 ))  # fmt: skip
 
 
-@click.command(epilog=f"Slot states: {', '.join(SlotState)}.")
+@click.command(cls=Command, epilog=f"Slot states: {', '.join(SlotState)}.")
 @click.option("--base", default="", help="Only nodes of this base.")
 @click.option("--alias", default="", help="Only nodes that follow this alias.")
 @click.option("--node", default="", help="Only this node.")

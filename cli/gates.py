@@ -18,6 +18,7 @@ from registry.names import Ref
 from registry.validation import first_problem
 
 from .console import arguments, groups, output, session
+from .console.options import Command, Group
 
 CHECKS = [check.value for check in Check if check is not Check.ENGINE]
 STRICT = "=pass"
@@ -32,7 +33,7 @@ class _RequiredCheck(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
-@click.group()
+@click.group(cls=Group)
 def gate() -> None:
     """Gates: what a version needs before an alias moves to it."""
 
@@ -131,7 +132,7 @@ def delete(scope: str, alias: str, reason: str) -> None:
     session.print_response(lambda registry: registry.delete_gate(scope, alias, reason), _print)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF, required=False)
 @click.argument("alias", required=False, default="")
 @click.option("--from", "source", default="", metavar="ALIAS", help="With --namespace: approve the version there.")

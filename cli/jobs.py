@@ -20,6 +20,7 @@ from registry.jobs import FINAL, PRIORITY_LIMIT, Job, Kind, State
 from registry.names import Ref
 
 from .console import arguments, output, session, tables, versions
+from .console.options import Command, Group
 from .console.progress import on_terminal
 from .console.tables import Column, Table
 
@@ -92,7 +93,7 @@ def error_of(job: Job) -> RegistryError | None:
     return None
 
 
-@click.group()
+@click.group(cls=Group)
 def job() -> None:
     """Jobs: list, show, cancel."""
 
@@ -187,7 +188,7 @@ CHANGES: Table[CampaignItem] = Table((
 ))  # fmt: skip
 
 
-@click.command("smoke-test")
+@click.command("smoke-test", cls=Command)
 @click.argument("ref", required=False, type=arguments.REF)
 @click.option("--all", "all_versions", is_flag=True, help="Test all versions of the base --base: a campaign.")
 @click.option("--base", default="", help="With --all: base model whose versions are tested.")

@@ -20,6 +20,7 @@ from registry.names import Ref
 
 from . import verify
 from .console import arguments, output, session
+from .console.options import Command
 
 DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {
     "dot": diagrams.dot,
@@ -33,7 +34,7 @@ EXPORTED: dict[str, Callable[[VersionView, Lineage], dict[str, Any]]] = {
 }
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF, required=False)
 @click.option("--dataset", default="", help="Show what was trained on this data set (digest or URI).")
 @click.option("--base", default="", help="Start from this base model.")

@@ -23,12 +23,13 @@ from registry.roles import in_words
 from registry.token_secret import command_code, new_secret, sha256_of
 
 from .console import output, session, tables
+from .console.options import Command, Group
 from .console.tables import Column, Table
 
 BROWSER_TRIES = 5
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("url")
 @click.option("--paste", is_flag=True, help="Paste a token, although the registry signs people in by browser.")
 @click.option("--insecure", is_flag=True, help="Send the token over plain http to another machine.")
@@ -55,7 +56,7 @@ def login(url: str, paste: bool, insecure: bool) -> None:
     output.result(who, text)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("url", default="")
 def logout(url: str) -> None:
     """Forget the token of a registry on this machine. Without URL, of the registry of the last login.
@@ -72,7 +73,7 @@ def logout(url: str) -> None:
     output.result({"url": url}, lambda: output.line(text))
 
 
-@click.group()
+@click.group(cls=Group)
 def context() -> None:
     """Registries by name, each with its own token: add, use, list, delete.
 
@@ -183,7 +184,7 @@ def read_secret(variable: str, noun: str) -> str:
     return secret
 
 
-@click.command()
+@click.command(cls=Command)
 def whoami() -> None:
     """Show the registry and your identity, scopes and namespaces."""
     target = registries.target()

@@ -171,7 +171,7 @@ class LazyGroup(click.Group):
         command = spec.load(cmd_name)
         if COMPLETION in os.environ:
             lazy.load(_own(".console.completion:attach"))(command)
-        return options.complete(command, cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors end in a message and the exit code of the error's class."""

@@ -17,6 +17,7 @@ from registry.client.registry import Registry
 from registry.findings import Finding
 
 from .console import arguments, output, session
+from .console.options import Command
 from .console.progress import on_terminal
 
 FINDINGS_SHOWN = 50
@@ -46,7 +47,7 @@ _LABELS = (
 _SINGULAR, _PLURAL = {"s": "", "es": ""}, {"s": "s", "es": "es"}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @click.option("--grace", type=arguments.DURATION_OR_NONE, help="Keep unreferenced blobs so long: 0s, 12h, 7d …")
 def gc(dry_run: bool, grace: int | None) -> None:
@@ -81,7 +82,7 @@ def _print_gc(report: GcReport) -> None:
         output.note("blob{s} without a row: run `adapter fsck`, or after a restore `adapter reindex` first")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--deep", is_flag=True, help="Also hash every blob; mark or restore damaged ones, and correct counters.")
 @click.option("--max-rate", type=click.FloatRange(0, min_open=True), metavar="MB/S", help="Maximum read rate.")
 @click.option("--after", "cursor", default="", metavar="CURSOR", help="Resume an interrupted check at this cursor.")
@@ -142,7 +143,7 @@ def _print_fsck(total: FsckPage) -> None:
         output.line(output.styled("No problems found.", "green"))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--dry-run", is_flag=True, help="Only count what would be restored.")
 def reindex(dry_run: bool) -> None:
     """Import the versions and bases that the store has and the database does not, as pushes.

@@ -27,11 +27,12 @@ from registry.worker.model import identify
 
 from . import jobs
 from .console import arguments, output, session
+from .console.options import Command
 
 WORST_SHOWN = 5
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("sources", nargs=-1, required=True, metavar="REF[=WEIGHT]...")
 @click.option("--into", required=True, metavar="NAME|DIR", help="Adapter or base to create, or a local folder.")
 @click.option("--method", type=click.Choice([m.value for m in Method]), default=Method.LINEAR.value, show_default=True,
@@ -81,7 +82,7 @@ def merge(
         jobs.exit_by(job, None)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("tuned", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("base_dir", metavar="BASE_DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--rank", type=int, required=True, metavar="N", help="Rank of the adapter.")

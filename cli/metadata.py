@@ -16,11 +16,12 @@ from registry.client.core import Versions
 from registry.names import AdapterName, Ref
 
 from .console import arguments, groups, output, session, versions
+from .console.options import Command, Group
 
 Subject = AdapterName | Ref
 
 
-@click.group()
+@click.group(cls=Group)
 def tag() -> None:
     """Tags of an adapter (NAME) or a version (NAME@3, NAME:alias): add, delete, list.
 
@@ -93,7 +94,7 @@ def list_tags(subject: Subject) -> None:
     _print(subject, _read)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("subject", type=arguments.SUBJECT, metavar="NAME|REF")
 @click.argument("text", required=False)
 @click.option("--link", "links", multiple=True, metavar="NAME=URL", help="Page about it (repeatable).")

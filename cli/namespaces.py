@@ -13,10 +13,11 @@ from registry.client import response_checks
 from registry.roles import Role, in_words
 
 from .console import arguments, output, session, tables
+from .console.options import Group
 from .console.tables import Column, Table
 
 
-@click.group()
+@click.group(cls=Group)
 def namespace() -> None:
     """Namespaces: roles, visibility, limits."""
 

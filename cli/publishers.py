@@ -7,10 +7,11 @@ from registry.errors import Invalid
 from registry.names import AdapterName
 
 from .console import arguments, output, session, tables
+from .console.options import Group
 from .console.tables import Column, Table
 
 
-@click.group()
+@click.group(cls=Group)
 def publisher() -> None:
     """Trusted publishers: CI jobs that may push an adapter without a stored secret."""
 

@@ -20,10 +20,11 @@ from registry.names import AdapterName, Ref
 from registry.versions.files import WEIGHTS_ENDINGS
 
 from .console import arguments, output, session
+from .console.options import Command
 from .console.progress import ProgressLine, end_with_results, result_reporter
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF)
 @click.argument("dest", required=False, type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Hash DEST and the cache again; fetch only damaged files.")
@@ -64,7 +65,7 @@ def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) ->
     output.result(document | ({"partial": [file.path for file in files]} if include else {}), text)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF)
 @click.argument("file")
 def cat(ref: Ref, file: str) -> None:
@@ -97,7 +98,7 @@ def cat(ref: Ref, file: str) -> None:
                 shutil.copyfileobj(source, sys.stdout.buffer)
 
 
-@click.command("pull-all")
+@click.command("pull-all", cls=Command)
 @click.argument("base")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--namespace", default="", help="Only adapters in this namespace.")

@@ -30,6 +30,7 @@ from registry.versions.provenance import Provenance, parse_provenance_file, prov
 
 from . import jobs
 from .console import arguments, output, session, versions
+from .console.options import Command
 from .console.progress import ProgressLine, end_with_results, result_reporter
 from .verify import signature_options
 
@@ -49,7 +50,7 @@ class _TargetName(arguments.ParsedArgument[AdapterName]):
         return super().convert(value, param, ctx)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("name", type=_TargetName())
 @click.option("--base", default="", help="Base model of the adapter. Default: the one its configuration names.")
@@ -212,7 +213,7 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
         output.line(output.styled(f"  The alias did not move: {pushed.alias_refused}", "red"))
 
 
-@click.command("push-all")
+@click.command("push-all", cls=Command)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("namespace")
 @click.option("--base", default="", help="Base model of all adapters. Default: the one each configuration names.")

@@ -11,10 +11,11 @@ from registry.names import AdapterName
 from registry.versions.retention import NEWEST_LIMIT, RetentionRule
 
 from .console import arguments, output, session, tables
+from .console.options import Group
 from .console.tables import Column, Table
 
 
-@click.group()
+@click.group(cls=Group)
 def retention() -> None:
     """Retention: which versions `adapter gc` deletes by rule. Deleted versions can be restored for a time.
 

@@ -20,9 +20,10 @@ from registry.versions.files import TRAINER_STATE
 
 from .console import arguments, heatmap, output, session, versions
 from .console.heatmap import HeatMap
+from .console.options import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF)
 @click.option("--norms", "with_norms", is_flag=True, help="Also show the size of the update per layer, as bars.")
 @click.option("--plot", type=heatmap.SvgFile(), help="Write a heat map of the norms (.svg).")
@@ -50,7 +51,7 @@ def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool, answers:
     )
 
 
-@click.command("open")
+@click.command("open", cls=Command)
 @click.argument("subject", type=arguments.SUBJECT, metavar="NAME|REF")
 @click.option("--print", "prints_only", is_flag=True, help="Print the URL and open nothing.")
 def open_page(subject: AdapterName | Ref, prints_only: bool) -> None:

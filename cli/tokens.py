@@ -14,6 +14,7 @@ from registry.roles import Scope
 from registry.token_secret import new_secret
 
 from .console import arguments, output, session, tables
+from .console.options import Group
 from .console.tables import Column, Table
 from .login import read_secret, rights_of
 
@@ -34,7 +35,7 @@ TOKEN = arguments.ParsedArgument("token", _parse_id)
 """The id or the name of a token."""
 
 
-@click.group()
+@click.group(cls=Group)
 def token() -> None:
     """Tokens: create, rotate, exchange, list, revoke, generate."""
 

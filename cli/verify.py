@@ -26,11 +26,12 @@ from registry.tlog.notes import Verifier
 
 from .console import arguments, output, session
 from .console.arguments import KEY_FILE_LIMIT_BYTES
+from .console.options import Command
 
 _EXISTING = click.Path(path_type=Path, exists=True)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF, required=False)
 @click.option("--signed-by", multiple=True, type=arguments.SIGNER,
               help="Require a signature of this identity, or of this public key in a file (repeatable).")  # fmt: skip
@@ -208,7 +209,7 @@ def _existing_signature(bundle: Path, public_key: Path | None) -> SignRequest:
     return SignRequest(bundle=bundle_text, public_key=key_text)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", type=arguments.REF)
 @click.option("--signing-key", "key", type=_FILE, help="Private key: Ed25519 or ECDSA, PEM or OpenSSH.")
 @click.option("--bundle", type=_FILE, help="Existing signature: a bundle of OpenSSF model signing (model.sig).")

@@ -7,10 +7,11 @@ from registry.client.audit import Audit
 from registry.events import WEBHOOK_DEFAULT, DeliveryState
 
 from .console import output, session, tables
+from .console.options import Group
 from .console.tables import Column, Table
 
 
-@click.group()
+@click.group(cls=Group)
 def webhook() -> None:
     """Webhooks: send events of the registry to a URL."""
 

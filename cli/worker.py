@@ -26,6 +26,7 @@ from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import Pool, ProcessLimits
 
 from .console import arguments, logs, output, session
+from .console.options import Command
 from .console.progress import ProgressLine
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
@@ -33,7 +34,7 @@ PACKAGES = ("torch", "safetensors", "peft", "transformers")
 DEFAULTS = ProcessLimits()
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--once", is_flag=True, help="Exit when no suitable job is left, retries included.")
 @click.option(
     "--base", "bases", multiple=True, metavar="NAME[=DIR]",

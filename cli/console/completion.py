@@ -29,6 +29,7 @@ from registry.filesystem import replace_file
 from registry.names import NEWEST, AdapterName
 
 from . import output, session
+from .options import Command
 
 CANDIDATES_LIMIT = 50
 SECONDS = 1.0
@@ -209,7 +210,7 @@ NOTES = {
 }
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("shell", type=click.Choice(list(NOTES)), default=lambda: Path(os.environ.get("SHELL", "")).name)
 @click.option("--install", is_flag=True, help="Write it to where the shell reads it.")
 def completion(shell: str, install: bool) -> None:

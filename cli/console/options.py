@@ -26,36 +26,50 @@ ASKING = frozenset({"delete", "revoke"})
 """Commands that ask before what another command cannot take back; those with a question of their own have `--yes`."""
 
 
-def complete(command: click.Command, name: str) -> click.Command:
-    """Add what every command has to the command `name`, or to every command of the group: options, checks, examples."""
-    if isinstance(command, click.Group):
-        for word, inner in command.commands.items():
-            complete(inner, f"{name} {word}")
-    elif all(param.name != "as_json" for param in command.params):
-        table = getattr(command.callback, "table", None)
-        command.params += [*(_row_options(table) if table is not None else ()), *_shared_options(table is not None)]
-        for option in command.params:
+class Command(click.Command):
+    """A command with what every command has: options, a question before it ends something, checks, examples."""
+
+    def __init__(self, *args: Any, **values: Any) -> None:
+        super().__init__(*args, **values)
+        table = getattr(self.callback, "table", None)
+        self.params += [*(_row_options(table) if table is not None else ()), *_shared_options(table is not None)]
+        for option in self.params:
             option.metavar = option.metavar or METAVARS.get(option.opts[0])
-        command.callback = _with_utf8_arguments(command)
-        if command.name in ASKING and all("--yes" not in param.opts for param in command.params):
-            command.params.append(click.Option(["--yes"], is_flag=True, help="Do not ask for confirmation."))
-            command.callback = _with_question(command.callback, name)
-        command.parse_args = partial(_parse_once, command, command.parse_args)  # type: ignore[method-assign]
-        command.format_epilog = partial(examples.write, command, name)  # type: ignore[method-assign]
-    return command
+        self.callback = _with_utf8_arguments(self)
+        if self.name in ASKING and all("--yes" not in param.opts for param in self.params):
+            self.params.append(click.Option(["--yes"], is_flag=True, help="Do not ask for confirmation."))
+            self.callback = _with_question(self.callback)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words of the command; a usage error for an option with one value that is written twice."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            for param in self.params:
+                is_single = (
+                    isinstance(param, click.Option) and param.expose_value and not (param.multiple or param.is_flag)
+                )
+                if is_single and order.count(param) > 1:
+                    raise click.UsageError(f"{param.opts[0]} is written twice, and takes one value", ctx)
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the end of the command's help, and its examples."""
+        super().format_epilog(ctx, formatter)
+        with formatter.section("Examples"):
+            for line in examples.read().get(words_of(ctx), ()):
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
-def _parse_once(
-    command: click.Command, parse: Callable[[click.Context, list[str]], list[str]], ctx: click.Context, args: list[str]
-) -> list[str]:
-    """Parse the words of a command; a usage error for an option with one value that is written twice."""
-    if not ctx.resilient_parsing:
-        _, _, order = command.make_parser(ctx).parse_args(list(args))
-        for param in command.params:
-            is_single = isinstance(param, click.Option) and param.expose_value and not (param.multiple or param.is_flag)
-            if is_single and order.count(param) > 1:
-                raise click.UsageError(f"{param.opts[0]} is written twice, and takes one value", ctx)
-    return parse(ctx, args)
+class Group(click.Group):
+    """A noun with commands that have what every command has."""
+
+    command_class = Command
+    group_class = type
+
+
+def words_of(ctx: click.Context) -> str:
+    """The words of a command after `adapter`, such as `token create`."""
+    return ctx.command_path.partition(" ")[2]
 
 
 def _shared_options(prints_rows: bool) -> Iterator[click.Option]:
@@ -88,11 +102,11 @@ def _with_utf8_arguments(command: click.Command) -> Callable[..., Any]:
     return run
 
 
-def _with_question(function: Callable[..., Any] | None, name: str) -> Callable[..., Any]:
+def _with_question(function: Callable[..., Any] | None) -> Callable[..., Any]:
     """The command's function, after a question that repeats the words of the command."""
 
     def run(*, yes: bool, **values: Any) -> Any:
-        words = [name, *(str(value) for value in values.values() if value)]
+        words = [words_of(click.get_current_context()), *(str(value) for value in values.values() if value)]
         confirm(f"Run `adapter {' '.join(words)}`?", yes)
         return function(**values) if function is not None else None
 

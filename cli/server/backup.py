@@ -13,6 +13,7 @@ from registry.server.storage.blobs import Stat
 from registry.server.storage.open import open_store
 
 from ..console import output, tables
+from ..console.options import Group
 from ..console.tables import Column, Table
 from .config import CONFIG_OPTION, environment
 
@@ -37,7 +38,7 @@ def _document(stat: Stat) -> dict[str, Any]:
     return {"name": backup.name_of(stat), "made_at": made_at.isoformat(), "size_bytes": stat.size_bytes}
 
 
-@click.group("backup")
+@click.group("backup", cls=Group)
 def backup_group() -> None:
     """Backups of the database in the blob store: create, list, restore.
 

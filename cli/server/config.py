@@ -9,6 +9,7 @@ from registry.server.limits import LIMITS
 from registry.server.settings import Settings, hide_secrets, read_sources
 
 from ..console import output, tables
+from ..console.options import Group
 from ..console.tables import Column, Table
 
 
@@ -37,7 +38,7 @@ def environment(*, config: str | None, data: str | None = None) -> dict[str, str
     return {**os.environ, **{name: value for name, value in variables.items() if value}}
 
 
-@click.group("config")
+@click.group("config", cls=Group)
 def config_group() -> None:
     """Settings of servers."""
 

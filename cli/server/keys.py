@@ -13,13 +13,14 @@ from registry.server.settings import Settings
 from registry.tlog.notes import Signer
 
 from ..console import output
+from ..console.options import Group
 from .config import environment
 
 DATA_OPTION = click.option("--data", type=click.Path(file_okay=False), help="Data folder of the server.")
 _ROTATE = "`adapter audit-key rotate` changes a key that is there"
 
 
-@click.group("audit-key")
+@click.group("audit-key", cls=Group)
 def audit_key() -> None:
     """Change the key that signs the audit log, on the server's machine."""
 

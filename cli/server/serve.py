@@ -42,6 +42,7 @@ from registry.server.webhooks import dispatch
 from registry.token_secret import is_well_formed, new_secret, sha256_of
 
 from ..console import logs, output
+from ..console.options import Command
 from .config import CONFIG_OPTION, environment
 from .processes import run_processes
 
@@ -55,7 +56,7 @@ IF_LOST = (
 _LOG = logging.getLogger("registry.server")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free port.")
 @click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file and the blobs.")
@@ -203,7 +204,7 @@ def _announce(listener: socket.socket, services: Services, secret: str, is_docum
         output.line(f"    {link}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file.")
 @CONFIG_OPTION
 def migrate(data: str | None, config: str | None) -> None:

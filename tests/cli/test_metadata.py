@@ -92,7 +92,9 @@ def test_the_reasons_against_a_deletion_are_whole_clauses(cli: CommandRunner) ->
     cli("delete", "acme/support@2", "--yes")
     gone = cli("delete", "acme/support@2", "--dry-run").stdout
     assert gone.startswith("Would not delete acme/support@2: deleted since ")
-    assert "give one of --dry-run, --undo and" in cli("delete", "acme/support@2", "--dry-run", "--undo", expect=2).stderr
+    assert (
+        "give one of --dry-run, --undo and" in cli("delete", "acme/support@2", "--dry-run", "--undo", expect=2).stderr
+    )
 
 
 def cli_detail(cli: CommandRunner, *words: str) -> str:

@@ -46,7 +46,7 @@ def _commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Co
 
 def _options() -> Iterator[tuple[str, click.Option]]:
     for word, spec in COMMANDS.items():
-        for name, command in _commands(options.complete(spec.load(word), word), word):
+        for name, command in _commands(spec.load(word), word):
             yield from ((name, param) for param in command.params if isinstance(param, click.Option))
 
 
@@ -80,3 +80,9 @@ def test_what_ends_something_asks_first() -> None:
     asks = {command for command, option in _options() if "--yes" in option.opts}
     ends = {command for command, _ in _options() if command.rpartition(" ")[2] in options.ASKING}
     assert ends - asks == set()
+
+
+def test_every_command_has_what_all_have() -> None:
+    """A test of the class, because a command without it would lack `--json`, its examples and its checks in silence."""
+    commands = (inner for word, spec in COMMANDS.items() for inner in _commands(spec.load(word), word))
+    assert [name for name, command in commands if not isinstance(command, options.Command)] == []
