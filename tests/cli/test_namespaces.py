@@ -149,3 +149,14 @@ def test_a_command_that_cannot_be_undone_suggests_no_other_name(
 def test_other_commands_suggest_a_name_that_differs_in_case(cli: CommandRunner) -> None:
     assert "Next: use 'acme'" in cli("show", "Acme/x", expect=2).stderr
     assert "push needs NAME without '@'" in cli("push", ".", "acme/x@2", expect=2).stderr
+
+
+def test_commands_name_the_present_name_of_a_renamed_adapter(cli: CommandRunner, tmp_path: Path) -> None:
+    cli.add_base()
+    cli.push("acme/old")
+    cli("rename", "acme/old", "acme/new", "--yes")
+    for words in (("show", "acme/old"), ("pull", "acme/old:prod", tmp_path / "x"), ("tag", "add", "acme/old", "a=b")):
+        said = cli(*words, expect=4).stderr.splitlines()
+        assert said == ["Error: adapter 'acme/old' was renamed to 'acme/new'", "Next: use its new name, acme/new"]
+    cli("delete", "acme/new", "--yes")
+    assert "acme/new --undo" in cli("pull", "acme/new", tmp_path / "x", expect=4).stderr

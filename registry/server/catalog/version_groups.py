@@ -107,6 +107,8 @@ _MANIFESTS = select(VersionRow).options(_DEFER_LARGE[0]).where(any_of(col(Versio
 NAMED = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).where(
     tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(bindparam("names", expanding=True))
 )
+EXPLAINED_LIMIT = 20
+"""Missing adapters of a request of which it is said whether they were deleted or renamed: each takes statements."""
 _NAMED_ORDERED = NAMED.order_by(col(AdapterRow.namespace), col(AdapterRow.name))
 NAMED_LOCKED = _NAMED_ORDERED.with_for_update()
 _NAMED_SHARED = _NAMED_ORDERED.with_for_update(read=True, key_share=True)
@@ -213,7 +215,15 @@ def _match_all(
             outcomes[ref] = matches_of[key][0]
         except RegistryError as e:
             outcomes[ref] = e
-    return outcomes
+    missing = [ref for ref in refs if keys.get(ref) not in matches_of and actor.sees(ref.name)]
+    explained = {ref: versions.not_found(session, actor, ref.name, ref.selector) for ref in missing[:EXPLAINED_LIMIT]}
+    return outcomes | explained
+
+
+def explain_missing(session: Session, actor: Actor, names: Collection[AdapterName]) -> dict[AdapterName, RegistryError]:
+    """Whether adapters that are not there were deleted or renamed, of the first few."""
+    missing = [name for name in sorted(names) if actor.sees(name)]
+    return {name: versions.missing_adapter(session, actor, name) for name in missing[:EXPLAINED_LIMIT]}
 
 
 def find_adapter_ids(

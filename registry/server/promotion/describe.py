@@ -157,10 +157,11 @@ def _load_subjects(
     ids = version_groups.find_adapter_ids(session, actor, adapter_names, version_groups.NAMED_LOCKED)
     refs = [description.ref for description in results_of(requested) if description.ref is not None]
     rows = version_groups.find_all(session, actor, refs)
+    missing = version_groups.explain_missing(session, actor, adapter_names - ids.keys())
 
     def find(description: Description) -> DescriptionFacts:
         if description.name not in ids:
-            raise unknown_adapter(description.name)
+            raise missing.get(description.name) or unknown_adapter(description.name)
         version = rows[description.ref] if description.ref is not None else None
         if isinstance(version, RegistryError):
             raise version
