@@ -132,7 +132,7 @@ def push(
             pushed = pushed.model_copy(update={"job_id": versions.open_test(registry, pushed.version)})
     if alias and (waits or (pushed.alias_refused and was_pending)):
         pushed, late = _with_alias(pushed, late, alias, message)
-    output.result(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
+    output.result(pushed, lambda: _print_pushed(pushed, progress.total_bytes, alias))
     session.note_embedded()
     if late is not None:  # the version is pushed: it is shown first
         raise late
@@ -186,7 +186,7 @@ def _with_alias(pushed: PushResult, late: RegistryError | None, alias: str, mess
     return pushed.model_copy(update={"alias_refused": late.detail}), late
 
 
-def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
+def _print_pushed(pushed: PushResult, sent_bytes: int, alias: str) -> None:
     version = pushed.version
     sent = output.size(sent_bytes) if sent_bytes else "nothing"
     existing = "" if pushed.created else f"  (exists already, {sent} sent)"
@@ -211,6 +211,7 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
         output.line(output.styled("  The version is stored; its gates stay closed.", "yellow"))
     if pushed.alias_refused:
         output.line(output.styled(f"  The alias did not move: {pushed.alias_refused}", "red"))
+        output.line(f"  {output.strong('Next:')} adapter promote {version.name}@{version.number} {alias}")
 
 
 @click.command("push-all", cls=Command)

@@ -254,6 +254,7 @@ def test_a_new_alias_that_looks_like_another_one_is_meant(released: CommandRunne
             assert "For a new alias pass --create-alias" in result.stderr
     pushed = released("push", released.make_adapter("next"), "acme/support", "--alias", "prd", expect=6).stdout
     assert "The alias did not move: adapter 'acme/support' has no alias 'prd', which looks like 'prod'" in pushed
+    assert pushed.endswith(" prd\n"), "the command that says what the alias lacks, and takes --create-alias"
     assert released("promote", "acme/support@2", "prd", "--create-alias", "--json").json["generation"] == 1
     assert released("promote", "acme/support@1", "prd", "--json").json["generation"] == 2
 
