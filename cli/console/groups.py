@@ -4,6 +4,7 @@ The plan is a dry run on the server, and the report does not repeat it. What is 
 generations of the plan, so nothing else happens if someone moves an alias meanwhile.
 """
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -128,7 +129,10 @@ def select(registry: Versions, options: Options, alias: str = "") -> list[Adapte
     views = find(alias=alias, tag=tags)
     having = f" with the alias '{alias}'" if alias else ""
     if not views:
-        raise NotFound("ADAPTER_UNKNOWN", f"no adapter in '{options.namespace}'{having} is selected")
+        aliases = {each for view in find() for each in view.aliases} if alias else set()
+        near = difflib.get_close_matches(alias, aliases - {alias}, n=1)
+        message = f"no adapter in '{options.namespace}'{having} is selected"
+        raise NotFound("ADAPTER_UNKNOWN", message, candidates=near)
     if alias or tags:
         selected = {view.name for view in views}
         others = sorted(view.name for view in find() if view.name not in selected)

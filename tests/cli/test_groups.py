@@ -98,6 +98,8 @@ def test_approvals_rollbacks_and_tags_of_a_group(acme_cli: CommandRunner) -> Non
         "no adapter in 'acme' is selected"
         in acme_cli("tag", "add", "--namespace", "acme", "--select", "x", "y", expect=4).stderr
     )
+    misspelt = acme_cli("tag", "add", "--namespace", "acme", "--alias", "stagin", "y", expect=4).stderr
+    assert "did you mean 'staging'?" in misspelt
 
 
 @pytest.mark.parametrize(
