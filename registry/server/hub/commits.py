@@ -356,12 +356,14 @@ def require_target(engine: Engine, actor: Actor, name: AdapterName) -> None:
 
 
 def find_head(engine: Engine, actor: Actor, name: AdapterName, branch: str) -> Head:
-    """Where the branch is. `NotFound` if it does not exist.
+    """Where the branch is. `NotFound` if it does not exist, `Denied` for a branch that the actor may not move.
 
     `Conflict` (PARENT_MOVED) ends a draft that began from a version that is no longer the one at the branch.
     """
     actor.require(Scope.PUSH, name)
     branch = parse_branch(name, branch)
+    if branch != NEWEST:
+        actor.require(Scope.PROMOTE, name)
     with db.session(engine, write=False) as session:
         generation = find_generation(session, name, branch)  # first: whatever moves from now on is noticed
         parent = revisions.find_parent(session, name, branch)
