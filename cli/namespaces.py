@@ -117,7 +117,10 @@ def grant(name: str, subject: str, role: str, aliases: tuple[str, ...]) -> None:
 @click.argument("subject")
 @click.argument("role", type=_ROLE, metavar="ROLE", required=False)
 def revoke(name: str, subject: str, role: str | None) -> None:
-    """Remove SUBJECT's role in a namespace at once, or without ROLE all roles that it has there."""
+    """Remove SUBJECT's roles in a namespace at once.
+
+    With ROLE only this one.
+    """
     session.print_response(lambda registry: registry.revoke_role(name, subject, role or ""), _print_roles)
 
 

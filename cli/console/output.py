@@ -232,11 +232,16 @@ def _registry_error(error: Exception) -> RegistryError | None:
 
 def _invalid_request(error: Any) -> RegistryError | None:
     """Arguments that no request can hold are bad input; a response that cannot be parsed is a bug."""
-    requests = Request.__subclasses__()
-    if error.title not in {schema.__name__ for schema in requests}:
+    if error.title not in _names_of(Request):
         return None
     location, message = first_problem(error)
     return errors.Invalid("REQUEST_INVALID", f"{location}: {message}" if location else message)
+
+
+def _names_of(schema: type) -> set[str]:
+    """The names of all schemas that are made from this one."""
+    made: list[type] = schema.__subclasses__()
+    return {child.__name__ for child in made}.union(*map(_names_of, made))
 
 
 # ------------------------------------------------------------------ text
