@@ -66,7 +66,7 @@ def test_a_bundle_proves_only_names_that_the_log_has(moved: Harness) -> None:
 def test_the_log_shows_a_rename_under_both_names_to_readers_of_each(moved: Harness) -> None:
     old, new = (Audit(moved.actor("pull", namespaces=[namespace])) for namespace in ("acme", "globex"))
     assert [(e.action, e.detail) for e in new.events(object="globex/helper")] == [
-        ("adapter.rename_from", {"from": "acme/helper", "names": ["acme/support", "acme/helper"]})
+        ("adapter.rename_from", {"from": "acme/helper", "names": ["acme/support", "acme/helper"], "reason": ""})
     ]
     assert [e.action for e in old.events(object="acme/helper")] == ["adapter.rename_from", "adapter.rename"]
 

@@ -182,7 +182,8 @@ def test_a_conflict_is_never_repeated() -> None:
     with pytest.raises(Conflict):
         wire.registry().promote("acme/support", "prod", "3", generation=4)
     assert wire.requests[0].headers["if-match"] == '"4"'
-    assert json.loads(wire.requests[0].content) == {"version": "3", "reason": "", "break_glass": False}
+    sent = {"version": "3", "reason": "", "break_glass": False, "create_alias": False}
+    assert json.loads(wire.requests[0].content) == sent
 
 
 def test_the_token_goes_to_the_registry_and_not_to_a_store_that_it_redirects_to() -> None:

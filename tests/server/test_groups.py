@@ -18,7 +18,7 @@ from tests.access.tenants import send
 from tests.harness import Harness, rows
 
 NAMES = [f"acme/cust-{number}" for number in range(12)]
-MOVE_STATEMENTS, ROLLBACK_STATEMENTS, APPROVE_STATEMENTS, DESCRIBE_STATEMENTS = 18, 12, 10, 16
+MOVE_STATEMENTS, ROLLBACK_STATEMENTS, APPROVE_STATEMENTS, DESCRIBE_STATEMENTS = 18, 13, 11, 17
 
 
 @pytest.fixture
