@@ -240,8 +240,8 @@ def _invalid_request(error: Any) -> RegistryError | None:
 
 def _names_of(schema: type) -> set[str]:
     """The names of all schemas that are made from this one."""
-    made: list[type] = schema.__subclasses__()
-    return {child.__name__ for child in made}.union(*map(_names_of, made))
+    children: list[type] = schema.__subclasses__()
+    return {child.__name__ for child in children}.union(*map(_names_of, children))
 
 
 # ------------------------------------------------------------------ text
