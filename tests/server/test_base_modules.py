@@ -62,6 +62,8 @@ def test_a_refusal_by_assumed_names_is_renewed_once_a_library_has_built_the_base
     harness.admin.set_base_modules("wrapped", built())
     harness.transport.settle()
     assert [newest_compat(harness, number) for number in (1, 2)] == [Outcome.PASS, Outcome.FAIL]
+    smoke_tests = [job.subject for job in harness.admin.jobs(kind="smoke-test").items]
+    assert smoke_tests == ["acme/a@1"], "what did not fail any more is tested as if it were pushed now"
 
 
 def test_a_base_that_the_library_cannot_build_is_reported_and_keeps_its_headers(unfamiliar: Harness) -> None:

@@ -13,7 +13,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,14 +29,17 @@ from registry.engines import facts as engine_facts
 from registry.errors import RegistryError, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, add_up
 from registry.events import EventType
+from registry.jobs import Kind
+from registry.names import AdapterName
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import base_rows, base_weights, verdicts
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
-from registry.server.database.models import BaseRow, VerdictRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat, engine_profiles
+from registry.server.jobs import queue
 from registry.server.push import inspect, version_rows
 from registry.server.push.inspect import Inspection
 from registry.server.settings import Settings
@@ -81,6 +84,8 @@ class _Reading:
     manifest: Manifest
     inspection: Inspection
     facts: dict[str, Any]
+    was_failed: bool
+    """Whether `compat` had failed before, and `weights` has not."""
 
 
 def evaluate_again(
@@ -134,7 +139,8 @@ def _evaluate_batches(
         outdated = [v.id for v in batch if v.id in aliased or _is_outdated(v, specs[v.base_id])]
         if len(outdated) > HEADERS:
             batch, is_last = [version for version in batch if version.id <= outdated[HEADERS - 1]], False
-        readings = _read_headers(engine, blobs, outdated[:HEADERS])
+        failed = {v.id for v in batch if v.compat == Outcome.FAIL and v.weights != Outcome.FAIL}
+        readings = _read_headers(engine, blobs, outdated[:HEADERS], failed)
         batch = [_with_reading(version, readings) for version in batch]
         new_verdicts = [row for version in batch for row in _evaluate(version, profiles, specs[version.base_id])]
         if new_verdicts or readings:
@@ -196,12 +202,9 @@ def _select_batch(session: Session, after: int, base: str) -> list[_Version]:
     outdated = set()
     for row in session.exec(outcome_rows):
         version_id, check, profile, outcome, made_by, report, fingerprint, predates_base, library = row
-        is_assumed = (
-            outcome == Outcome.FAIL
-            and report is None
-            and not version_rows.tools_of(library).items() <= (made_by.items())
-        )
-        if check == Check.COMPAT and (predates_base or fingerprint == UNREGISTERED or is_assumed):
+        if check == Check.COMPAT and (
+            predates_base or fingerprint == UNREGISTERED or _is_assumed(outcome, report, made_by, library)
+        ):
             outdated.add(version_id)
         if check == Check.ENGINE:
             rules.setdefault(version_id, {})[profile] = made_by.get("rules", "")
@@ -244,7 +247,7 @@ def _find_aliased_since(session: Session, batch: Iterable[_Version], aliases: Ma
     }  # fmt: skip
 
 
-def _read_headers(engine: Engine, blobs: BlobStore, ids: Iterable[int]) -> dict[int, _Reading]:
+def _read_headers(engine: Engine, blobs: BlobStore, ids: Iterable[int], failed: Container[int]) -> dict[int, _Reading]:
     """Read the headers of versions again; leave out those that are gone or cannot be read. No transaction is open."""
     base_data: dict[int, tuple[BaseSpec, Sequence[Similarity]]] = {}
     readings = {}
@@ -263,7 +266,9 @@ def _read_headers(engine: Engine, blobs: BlobStore, ids: Iterable[int]) -> dict[
         except RegistryError:
             continue
         facts = {name: value for name, value in inspection.facts.items() if name != CARD}
-        readings[version_id] = _Reading(manifest, inspection, facts | ({CARD: card} if card else {}))
+        readings[version_id] = _Reading(
+            manifest, inspection, facts | ({CARD: card} if card else {}), version_id in failed
+        )
     return readings
 
 
@@ -288,14 +293,17 @@ def _evaluate(version: _Version, profiles: Sequence[EngineProfile], spec: BaseSp
 def _store(
     session: Session, actor: Actor, readings: Mapping[int, _Reading], new_verdicts: Sequence[VerdictRow]
 ) -> None:
-    updated = sum(_store_reading(session, version_id, reading) for version_id, reading in readings.items())
+    updated = sum(_store_reading(session, actor, version_id, reading) for version_id, reading in readings.items())
     db.bulk_insert(session, new_verdicts)
     detail = {"verdicts": len(new_verdicts), "headers": updated}
     audit.append(session, actor, EventType.ENGINES_RECHECK, "verdicts", detail)
 
 
-def _store_reading(session: Session, version_id: int, reading: _Reading) -> bool:
-    """Update the version's rows; False if the version is gone by now."""
+def _store_reading(session: Session, actor: Actor, version_id: int, reading: _Reading) -> bool:
+    """Update the version's rows; False if the version is gone by now.
+
+    What had failed got no smoke test when it was pushed: it gets one once it does not fail any more.
+    """
     row = session.get(VersionRow, version_id)
     if row is None:
         return False
@@ -303,5 +311,10 @@ def _store_reading(session: Session, version_id: int, reading: _Reading) -> bool
     session.add(row)
     version_rows.replace_attributes(session, row, reading.manifest)
     base = base_rows.get(session, row.base_id)
-    db.bulk_insert(session, [version_rows.build_compat_verdict(row, base, reading.inspection)])
+    verdict = version_rows.build_compat_verdict(row, base, reading.inspection)
+    db.bulk_insert(session, [verdict])
+    if reading.was_failed and verdict.outcome != Outcome.FAIL and reading.inspection.can_be_tested:
+        adapter = session.get_one(AdapterRow, row.adapter_id)
+        name = AdapterName(adapter.namespace, adapter.name)
+        queue.enqueue(session, actor, Kind.SMOKE_TEST, row, name=name, base=base.name)
     return True
