@@ -276,6 +276,10 @@ def test_a_host_with_one_private_address_is_refused_and_dns_rebinding_has_no_eff
         f"https://{'a' * 64}.example.org/",
         "https://xn--/",
         "https://a..example.org/",
+        "https://a.example.org./",
+        "https://a.example.org:/",
+        "https://a.example.org/in#part",
+        "https://a.example.org/in#",
     ],
 )
 def test_the_api_refuses_such_a_url_with_422(harness: Harness, url: str) -> None:

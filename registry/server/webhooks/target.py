@@ -86,6 +86,10 @@ def _parse(url: str) -> tuple[SplitResult, int]:
         raise _refused("it holds a user name or a password")
     if any(ord(letter) < 0x21 or ord(letter) > 0x7E or letter == "\\" for letter in url):
         raise _refused("it holds a space, a backslash or a character outside ASCII")
+    if "#" in url:
+        raise _refused("it holds a fragment (#…), which no server gets")
+    if parts.netloc.endswith(":") or parts.hostname.endswith("."):
+        raise _refused("its host ends with ':' or '.'")
     if port == 0:
         raise _refused("port 0 cannot be called")
     if not _addresses_in(parts.hostname) and not _is_host_name(parts.hostname):
@@ -95,7 +99,7 @@ def _parse(url: str) -> tuple[SplitResult, int]:
 
 def _is_host_name(host: str) -> bool:
     """Whether a name server can be asked for it."""
-    return len(host) <= 253 and all(_LABEL.match(label) for label in host.removesuffix(".").split("."))
+    return len(host) <= 253 and all(_LABEL.match(label) for label in host.split("."))
 
 
 def _check_addresses(scheme: str, host: str, port: int, addresses: list[Address], networks: list[Network]) -> None:
