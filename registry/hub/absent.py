@@ -3,6 +3,8 @@
 - The word is in `/api/WORD`, `/api/settings/WORD`, `/api/models/NAMESPACE/NAME/WORD`, `/datasets` or `/spaces`.
 """
 
+import re
+
 from registry.errors import Refused
 
 _NO_OTHER_KINDS = "this registry holds adapters, and no data sets, spaces or buckets", "keep them in another Hub"
@@ -48,6 +50,13 @@ _ABSENT = {
     "daily_papers": _NO_PUBLIC_LIFE,
     "notifications": _NO_PUBLIC_LIFE,
 }  # fmt: skip
+
+_OTHER_REPOSITORY = re.compile(r"/api/(datasets|spaces)/[^/]+/[^/]+(/revision/[^/]+)?")
+
+
+def is_other_repository(path: str) -> bool:
+    """Whether it is the path of a data set or a space: clients ask whether it exists."""
+    return _OTHER_REPOSITORY.fullmatch(path) is not None
 
 
 def explain(path: str) -> Refused | None:

@@ -47,6 +47,7 @@ print(json.dumps({
     "collection": said(lambda: [api.create_collection("x", namespace="acme")]),
     "webhook": said(lambda: [api.create_webhook(url="https://example.org", watched=[], domains=["repo"])]),
     "data sets": said(lambda: api.list_datasets()),
+    "a data set": said(lambda: [api.repo_exists(NAME, repo_type="dataset")]),
     "profile": said(lambda: [api.get_user_overview("ada")]),
     "large files": said(lambda: api.list_lfs_files(NAME)),
     "revoked token": said(lambda: [HfApi(token=REVOKED).model_info(NAME)]),
@@ -61,6 +62,7 @@ def test_what_only_the_hub_has_is_refused_with_what_to_do_instead(live: LiveServ
     live.registry.revoke_token(token.token.id)
     said = live.python(f"NAME, REVOKED = {NAME!r}, {token.secret!r}\n{REFUSED}", tmp_path)
     assert (said.pop("card"), "revoked" in said.pop("revoked token")) == ("[None]", True)
+    assert said.pop("a data set") == "[False]"
     unexplained = {key: text for key, text in said.items() if not ("501" in text and "this registry" in text)}
     assert unexplained == {}
 

@@ -131,6 +131,8 @@ def problem_response(request: Request, error: RegistryError, *, status: int | No
     hub_headers = route.error_headers(request, error) if isinstance(route, SingleThreadRoute) else {}
     if route is None and error.code == "HUB_UNSUPPORTED":
         hub_headers = {"X-Error-Message": header_text(f"{error.detail}; {error.next_step}")}
+        if status == 404:
+            hub_headers["X-Error-Code"] = "RepoNotFound"
     if hub_headers:
         body["error"] = hub_headers["X-Error-Message"]
         if error.detail not in body["error"]:  # which is what clients of the Hub compare, or shortened
@@ -203,7 +205,8 @@ def _finding(item: Any) -> Finding:
 def _handle_unknown_route(request: Request, _exception: Exception) -> Response:
     path = request.url.path
     error = absent.explain(path) or NotFound("ROUTE_UNKNOWN", f"there is no route {path[:200]!r}")
-    return problem_response(request, error)
+    is_question = request.method in ("GET", "HEAD") and absent.is_other_repository(path)
+    return problem_response(request, error, status=404 if is_question else None)
 
 
 def _handle_unknown_method(request: Request, exception: Exception) -> Response:
