@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, event
 from sqlmodel import Session
 
 from registry import __version__
-from registry.errors import CLASSES, Invalid, RegistryError, Unavailable
+from registry.errors import CLASSES, Corrupt, Invalid, RegistryError, Unavailable
 from registry.server import app
 from registry.server.actors import TRUSTED
 from registry.server.database import db, schema
@@ -185,7 +185,7 @@ def test_a_full_disk_and_an_unreachable_database_give_different_errors() -> None
 def test_a_damaged_database_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "registry.db").write_bytes(b"not a database" * 1000)
     damaged = open_database(Settings(database_url=f"sqlite:///{tmp_path}/registry.db"))
-    with pytest.raises(Unavailable, match="is not a SQLite database file"):
+    with pytest.raises(Corrupt, match="the database is damaged: file is not a database"):
         schema.revision_of(damaged)
 
 
@@ -229,6 +229,19 @@ def test_health_queries_the_store_on_request(
     assert "registry_store_errors_total 1.0" in harness.app.state.requests.meter.text().decode()
     with pytest.raises(Unavailable, match="503: bucket 'adapters' cannot serve"):
         harness.admin.health(store=True)
+
+
+def test_a_store_without_the_newest_version_is_reported(
+    harness: Harness, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of the bytes was removed, or the settings name another bucket."""
+    harness.add_base()
+    harness.push("acme/support")
+    assert harness.admin.health(store=True).status == "ok"
+    monkeypatch.setattr(harness.blobs, "stat", lambda _key: None)
+    response = http.get("/health", params={"store": "true"})
+    assert response.status_code == 503
+    assert "the store lacks sha256:" in response.json()["reason"]
 
 
 def test_health_describes_the_server_to_tokens_only(harness: Harness) -> None:

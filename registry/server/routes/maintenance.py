@@ -6,6 +6,7 @@ For administrators of all namespaces. Long runs are many requests: each works fo
 import time
 
 from fastapi import APIRouter, Request, Response
+from sqlmodel import col, select
 from starlette.concurrency import run_in_threadpool
 
 from registry import __version__, lazy
@@ -16,7 +17,8 @@ from registry.api.operations import maintenance as maintenance_operations
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound, Unavailable
 from registry.roles import Scope
-from registry.server.database import schema
+from registry.server.database import db, schema
+from registry.server.database.models import VersionFileRow, VersionRow
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
@@ -66,7 +68,11 @@ async def check_health(request: Request, response: Response, store: bool = False
     try:
         health = await run_in_threadpool(_describe if described else _check, request)
         if store:
-            await routing.run_in_store_thread(blobs.stat, key_of(Digest.of(b"")))
+            newest = await run_in_threadpool(_find_newest_file, request)
+            stat = await routing.run_in_store_thread(blobs.stat, key_of(newest or Digest.of(b"")))
+            if newest is not None and stat is None:
+                message = f"the store lacks {newest}, a file of the newest version: see `adapter fsck`"
+                raise Corrupt("DIGEST_MISMATCH", f"{message}, or is it another bucket or folder?")
     except (Corrupt, Invalid, NotFound, Unavailable) as e:
         if e.code == "RATE_LIMITED":
             raise
@@ -79,6 +85,20 @@ async def check_health(request: Request, response: Response, store: bool = False
 def _check(request: Request) -> Health:
     schema.revision_of(services_of(request).engine)
     return Health(status="ok", sign_in_with=_providers(request))
+
+
+def _find_newest_file(request: Request) -> Digest | None:
+    """A file that the store must have; None while no version is stored."""
+    statement = (
+        select(VersionFileRow.digest)
+        .join(VersionRow, col(VersionRow.id) == col(VersionFileRow.version_id))
+        .where(col(VersionRow.purged_at).is_(None))
+        .order_by(col(VersionFileRow.version_id).desc(), col(VersionFileRow.path))
+        .limit(1)
+    )
+    with db.session(services_of(request).engine, write=False) as session:
+        digest = session.exec(statement).first()
+    return Digest(digest) if digest else None
 
 
 def _providers(request: Request) -> list[str]:
