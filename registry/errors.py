@@ -158,7 +158,7 @@ class Unavailable(RegistryError):
 
 class Corrupt(RegistryError):
     TITLE = "Damaged or wrong data"
-    CODES = _codes("DIGEST_MISMATCH LOG_INCONSISTENT LOG_KEY_REPLACED RESPONSE_INVALID")
+    CODES = _codes("DATABASE_DAMAGED DIGEST_MISMATCH LOG_INCONSISTENT LOG_KEY_REPLACED RESPONSE_INVALID")
 
 
 class LocalFault(RegistryError):

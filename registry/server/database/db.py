@@ -8,6 +8,7 @@
 import functools
 import logging
 import re
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,15 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, SQLColumnExpression, event, func, insert, literal
-from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    DatabaseError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import class_mapper
 from sqlalchemy.orm.attributes import set_committed_value
@@ -23,7 +32,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session as Session
 from sqlmodel import SQLModel, select
 
-from registry.errors import Invalid, Unavailable
+from registry.errors import Corrupt, Invalid, Unavailable
 from registry.server.database import dialects
 from registry.server.database.dialects import NO_TRANSACTION, TRANSACTION, Dialect
 
@@ -49,10 +58,9 @@ _CAUSES = {
     "lock timeout": "is busy: another request holds what this one needs",
     "disk is full": "has no space left on its disk",
     "No space left on device": "has no space left on its disk",
-    "disk image is malformed": "has a damaged file, or a disk that cannot be read: check that first",
-    "file is not a database": "is not a SQLite database file",
 }
 """Texts of drivers, and what they mean for the database."""
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 _skew = timedelta(0)
@@ -141,6 +149,12 @@ def translate_errors() -> Iterator[None]:
         raise _unavailable("DATABASE_UNAVAILABLE", detail) from e
     except (DatabaseError, InterfaceError, PoolTimeout) as e:
         message = str(getattr(e, "orig", e))
+        if getattr(e.orig if isinstance(e, DBAPIError) else e, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            raise Corrupt(
+                "DATABASE_DAMAGED",
+                f"the database is damaged: {message}",
+                next_step="restore it: adapter backup restore",
+            ) from e
         cause = next((cause for words, cause in _CAUSES.items() if words in message), "")
         if _REJECTED_OPTION in message:
             raise Invalid(

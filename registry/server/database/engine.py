@@ -19,7 +19,7 @@ from sqlalchemy import Engine as Engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError
 
-from registry.errors import Invalid, Unavailable
+from registry.errors import Corrupt, Invalid, Unavailable
 from registry.server.database import db, dialects
 from registry.server.database.db import READ_ONLY_SQLSTATE
 from registry.server.database.dialects import BEGIN, NO_TRANSACTION, TRANSACTION
@@ -80,9 +80,12 @@ def open_database(settings: Settings) -> Engine:
 
 @contextmanager
 def explain_failure(engine: Engine) -> Iterator[None]:
-    """Add the database's address and the driver's reason to an `Unavailable`. For the operator, not for clients."""
+    """Add the database's address and the driver's reason to an error. For the operator, not for clients."""
     try:
         yield
+    except Corrupt as e:
+        url = hide_secrets(engine.url.render_as_string(hide_password=False))
+        raise Corrupt(e.code, f"{url}: {e.detail}", next_step=e.next_step) from e
     except Unavailable as e:
         if e.code != "DATABASE_UNAVAILABLE" or e.__cause__ is None:
             raise
