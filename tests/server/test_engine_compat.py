@@ -321,8 +321,15 @@ def push_style(harness: Harness) -> None:
     harness.push("art/style", {"style.safetensors": image_cases.CASES["flux-kohya"].file}, base="flux-tiny")
 
 
-def engine_verdicts(harness: Harness) -> list[tuple[str, str]]:
-    return [(str(v.outcome), v.findings[0].code) for v in harness.admin.verdicts("art/style", [DIFFUSERS]).items]
+def test_no_engine_of_text_models_is_asked_about_an_image_adapter(harness: Harness) -> None:
+    push_style(harness)
+    harness.admin.recheck_engines(RecheckEnginesRequest())
+    assert [str(verdict.check) for verdict in harness.admin.version("art/style").verdicts] == ["compat", "weights"]
+    assert engine_verdicts(harness, VLLM) == [("fail", "engine.vllm.kind")], "a gate may still name one"
+
+
+def engine_verdicts(harness: Harness, profile: str = DIFFUSERS) -> list[tuple[str, str]]:
+    return [(str(v.outcome), v.findings[0].code) for v in harness.admin.verdicts("art/style", [profile]).items]
 
 
 @pytest.mark.parametrize("severity", ["info", "error"])
@@ -347,4 +354,4 @@ def test_a_report_cannot_name_a_profile_that_there_is_not(version: str, harness:
     push_style(harness)
     taken = Finding.of("info", "smoke.tensors_loaded", "style.safetensors", "as diffusers says")
     harness.validate("art/style", engine=(taken,), made_by={"diffusers": version})
-    assert set(stored(harness, "art/style")) == {VLLM, SGLANG}
+    assert stored(harness, "art/style") == {}

@@ -1,7 +1,8 @@
 """The check `engine`: what serving engines would do with a version, by the facts in its row. No blob is read.
 
-Verdicts are stored for the profiles in REGISTRY_ENGINES; for any other profile they are computed and not stored. Facts
-of another release of this registry give the outcome `unknown`, never a guess.
+Verdicts are stored for the profiles in REGISTRY_ENGINES whose engine serves adapters of this kind; for any other
+profile they are computed and not stored. Facts of another release of this registry give the outcome `unknown`, never a
+guess.
 
 Where a worker has loaded the adapter with the engine itself, its verdict counts: facts replace it only by a no.
 """
@@ -12,7 +13,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from registry import __version__, engines, names
-from registry.adapters import read
+from registry.adapters import formats, read
 from registry.api.evaluation import CheckRequest, EngineSettingsList, VerdictList
 from registry.bases import BaseSpec
 from registry.compat import evaluate
@@ -44,6 +45,12 @@ def evaluate_profile(
     return engines.verdict(stored, profile, subject=Digest(digest), base=base, compat=outcome, registry=__version__)
 
 
+def of_kind(profiles: Iterable[EngineProfile], facts: Mapping[str, Any]) -> list[EngineProfile]:
+    """Those whose engine serves adapters of this kind, text or image."""
+    kind = "image" if formats.named(facts.get("format", "")).is_image else "text"
+    return [profile for profile in profiles if rulebook.engine(profile.engine).kind == kind]
+
+
 def newest_outcomes(verdicts: Iterable[Verdict]) -> tuple[str, str]:
     """The registry's newest outcomes of `compat` and of `weights` among verdicts, oldest first; "" for none."""
     newest = {verdict.check: str(verdict.outcome) for verdict in verdicts if not verdict.by_owner}
@@ -55,7 +62,8 @@ def build_verdicts(
 ) -> list[VerdictRow]:
     """The rows of the verdicts of these profiles. `outcomes` are those of `compat` and of `weights`, "" for none."""
     spec = base_rows.load_spec(base)
-    evaluated = [evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles]
+    suited = of_kind(profiles, version.facts)
+    evaluated = [evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in suited]
     return [verdicts.to_row(verdict, version.id, version.base_id) for verdict in evaluated]
 
 

@@ -281,7 +281,7 @@ def _with_reading(version: _Version, readings: Mapping[int, _Reading]) -> _Versi
 
 
 def _evaluate(version: _Version, profiles: Sequence[EngineProfile], spec: BaseSpec) -> Iterator[VerdictRow]:
-    for profile in profiles:
+    for profile in engine_compat.of_kind(profiles, version.facts):
         if version.rules.get(str(profile)) != rulebook.digest(profile.engine):
             verdict = engine_compat.evaluate_profile(
                 version.facts, profile, version.digest, spec, version.compat, version.weights

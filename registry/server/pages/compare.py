@@ -93,7 +93,7 @@ def _compare(
     for text in texts:
         ref = Ref.parse(text.strip())
         view = versions.show(session, visitor.actor, ref.name, ref.selector)
-        engines = evaluate_engines(session, visitor.actor, ref.name, view, settings)
+        stored, others = evaluate_engines(session, visitor.actor, ref.name, view, settings)
         norms = weights.show_norms(session, visitor.actor, ref.name, view.number)
         updates = module_grid.grid({path: module.update for path, module in norms.modules.items()})
         report, samples, problem = read_smoke_test(session, visitor.actor, ref.name, view, blobs)
@@ -102,7 +102,7 @@ def _compare(
             record_page_read(request, visitor, ref.name, view.number)
         golden.append({sample.golden.prompt: sample.log_p for sample in samples if sample.golden is not None})
         answers.append({answer.prompt: answer for answer in report.answers} if report is not None else {})
-        sides.append((view, engines, dict(module_grid.totals(updates, by="row"))))
+        sides.append((view, [*stored, *others], dict(module_grid.totals(updates, by="row"))))
     (first_view, first_engines, first_norms), (second_view, second_engines, second_norms) = sides
     cosines, no_cosines = _compare_updates(session, visitor, blobs, first_view, second_view)
     targets = [set(view.facts.get("targets") or ()) for view in (first_view, second_view)]

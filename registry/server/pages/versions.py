@@ -12,13 +12,13 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from sqlmodel import Session
 
-from registry.adapters import formats, module_grid
+from registry.adapters import module_grid
 from registry.adapters.module_grid import Grid, Join
 from registry.api.aliases import WithdrawRequest
 from registry.api.catalog import VersionView
 from registry.api.evaluation import NormsView
 from registry.digest import Digest
-from registry.engines import rulebook
+from registry.engines import profile, rulebook
 from registry.errors import Invalid, NotFound, RegistryError, Unavailable
 from registry.evaluation.golden import Golden, read_golden
 from registry.evaluation.reports import Report
@@ -74,7 +74,7 @@ def show_version(
     version = versions.show(session, actor, name, selector)
     norms = weights.show_norms(session, actor, name, version.number)
     signatures = attestations.list_attestations(session, actor, name, version.number, None).items
-    engines = evaluate_engines(session, actor, name, version, settings)
+    engines, others = evaluate_engines(session, actor, name, version, settings)
     report, samples, problem = read_smoke_test(session, actor, name, version, blobs)
     readme, readme_problem = ("", problem) if problem else read_readme(session, actor, version, blobs)
     if report is not None or readme:
@@ -85,7 +85,7 @@ def show_version(
         heat=heat_map(norms), curve=loss_curve(version.facts), norms=norms, signatures=signatures, report=report,
         samples=samples, report_problem=problem, readme=readme, readme_problem=readme_problem,
         conclusion=conclude_view(version), reason=_find_reason(version),
-        served=len(engine_profiles.parse_setting(settings.engines)), others=_count_others(engines, settings),
+        others=others, counted=_count_outcomes(others),
         examples=usage_examples(request, name, str(version.number), version),
         may_promote=may_change(visitor, Scope.PROMOTE, name), may_release=may_change(visitor, Scope.ADMIN, name),
     )  # fmt: skip
@@ -139,23 +139,21 @@ def change_version(
 # ------------------------------------------------------------------ engines
 def evaluate_engines(
     session: Session, actor: Actor, name: AdapterName, version: VersionView, settings: Settings
-) -> list[Verdict]:
+) -> tuple[list[Verdict], list[Verdict]]:
     """The verdicts of the engines in the setting, and of the newest version of every other engine of this kind, now."""
-    profiles = [str(profile) for profile in engine_profiles.parse_setting(settings.engines)]
-    stored = {profile.partition("==")[0] for profile in profiles}
-    kind = "image" if formats.named(version.facts.get("format", "")).is_image else "text"
-    profiles += [
-        f"{rules.name}=={rules.examined[-1]}"
-        for rules in rulebook.engines().values()
-        if rules.name not in stored and rules.kind == kind
-    ]
-    return engine_compat.evaluate_version(session, actor, name, version.number, profiles).items
+    profiles = engine_compat.of_kind(engine_profiles.parse_setting(settings.engines), version.facts)
+    newest = [profile(f"{rules.name}=={rules.examined[-1]}") for rules in rulebook.engines().values()]
+    stored = {profile.engine for profile in profiles}
+    others = [other for other in engine_compat.of_kind(newest, version.facts) if other.engine not in stored]
+    texts = list(map(str, (*profiles, *others)))
+    verdicts = engine_compat.evaluate_version(session, actor, name, version.number, texts).items
+    return verdicts[: len(profiles)], verdicts[len(profiles) :]
 
 
-def _count_others(engines: list[Verdict], settings: Settings) -> str:
-    """How many engines that this server does not name say what."""
+def _count_outcomes(engines: list[Verdict]) -> str:
+    """How many of these engines say what."""
     words = {Outcome.PASS: "yes", Outcome.WARN: "with care", Outcome.FAIL: "no", Outcome.UNKNOWN: "unknown"}
-    counts = Counter(verdict.outcome for verdict in engines[len(engine_profiles.parse_setting(settings.engines)) :])
+    counts = Counter(verdict.outcome for verdict in engines)
     return ", ".join(f"{counts[outcome]} {word}" for outcome, word in words.items() if counts[outcome])
 
 
