@@ -249,17 +249,17 @@ def _is_deleted(registry: Versions, ref: Ref) -> bool:
 @click.command(cls=Command)
 @click.argument("name", type=arguments.NAME)
 @click.argument("to", type=arguments.NAME)
-@arguments.reason
+@arguments.changes
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def rename(name: AdapterName, to: AdapterName, reason: str, yes: bool) -> None:
+def rename(name: AdapterName, to: AdapterName, yes: bool, **change: Any) -> None:
     """Rename an adapter to TO, also into another namespace that exists and that you own.
 
     The old name leads to the new one and is never used for another adapter; only renaming back frees it. Trusted
     publishers are not moved. In another namespace approvals end, and its gates count before the adapter's own.
     """
-    output.confirm(f"Rename {name} to {to}?", yes)
+    output.confirm(f"Rename {name} to {to}?", yes or change["dry_run"])
     session.print_response(
-        lambda registry: registry.rename(name, to, reason),
+        lambda registry: registry.rename(name, to, **change),
         lambda moved: output.line(f"{name} is now {output.strong(moved.name)}."),
     )
 

@@ -221,8 +221,9 @@ def list_aliases(name: AdapterName) -> None:
 @click.argument("word", required=False, default="", metavar="ALIAS")
 @click.option("--reason", default="", help="Reason; kept in the history.")
 @click.option("--force", is_flag=True, help="Delete it although nodes serve the adapter by it.")
+@arguments.dry_run
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def delete(name: str, word: str, reason: str, force: bool, yes: bool) -> None:
+def delete(name: str, word: str, reason: str, force: bool, dry_run: bool, yes: bool) -> None:
     """Delete ALIAS of NAME. Its history and its gate stay.
 
     Nodes that follow the alias unload the adapter; while some serve it, the command lists them and exits 5.
@@ -231,8 +232,9 @@ def delete(name: str, word: str, reason: str, force: bool, yes: bool) -> None:
     adapter = AdapterName.parse(name)
     with session.registry() as registry:
         pointer = registry.alias(adapter, word)
-        output.confirm(f"Delete {adapter}:{word}, which points at @{pointer.number}?", yes)
-        move = registry.delete_alias(adapter, word, generation=pointer.generation, reason=reason, force=force)
+        output.confirm(f"Delete {adapter}:{word}, which points at @{pointer.number}?", yes or dry_run)
+        how: dict[str, Any] = {"reason": reason, "force": force, "dry_run": dry_run}
+        move = registry.delete_alias(adapter, word, generation=pointer.generation, **how)
     output.result(move, lambda: output.line(f"{adapter}:{word} deleted; it pointed at @{move.from_number}."))
 
 

@@ -19,7 +19,7 @@ from registry.evaluation.thresholds import Thresholds
 from registry.worker.model import identify as weights_identity
 from registry.worker.model.weights import Weights
 
-from .console import output, session, tables
+from .console import arguments, output, session, tables
 from .console.options import Group
 from .console.progress import ProgressLine
 from .console.tables import Column, Table
@@ -116,31 +116,34 @@ def alias() -> None:
 @alias.command("add")
 @click.argument("name")
 @click.argument("other_name", metavar="ALIAS")
-def add_alias(name: str, other_name: str) -> None:
+@arguments.reason
+def add_alias(name: str, other_name: str, reason: str) -> None:
     """Give the base NAME another name, such as its name on the Hugging Face Hub."""
-    _set_aliases(name, lambda aliases: aliases | {other_name})
+    _set_aliases(name, reason, lambda aliases: aliases | {other_name})
 
 
 @alias.command("delete")
 @click.argument("name")
 @click.argument("other_name", metavar="ALIAS")
-def delete_alias(name: str, other_name: str) -> None:
+@arguments.reason
+def delete_alias(name: str, other_name: str, reason: str) -> None:
     """Take another name away from the base NAME."""
-    _set_aliases(name, lambda aliases: aliases - {other_name})
+    _set_aliases(name, reason, lambda aliases: aliases - {other_name})
 
 
-def _set_aliases(name: str, change: Callable[[set[str]], set[str]]) -> None:
+def _set_aliases(name: str, reason: str, change: Callable[[set[str]], set[str]]) -> None:
     with session.registry() as registry:
-        view = registry.set_base_aliases(name, sorted(change(set(registry.base(name).aliases))))
+        view = registry.set_base_aliases(name, sorted(change(set(registry.base(name).aliases))), reason)
     output.result(view, lambda: _print_base(view))
 
 
 @base.command()
 @click.argument("name")
-def delete(name: str) -> None:
+@arguments.reason
+def delete(name: str, reason: str) -> None:
     """Delete the base NAME. Fails if a version or a waiting job refers to it."""
     session.print_response(
-        lambda registry: registry.delete_base(name), lambda deleted: output.line(f"Deleted {deleted.name}")
+        lambda registry: registry.delete_base(name, reason), lambda deleted: output.line(f"Deleted {deleted.name}")
     )
 
 

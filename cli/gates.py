@@ -59,11 +59,11 @@ def gate() -> None:
               help="How long --soak-in must have pointed at it: 12h, 7d …")  # fmt: skip
 @click.option("--signed-by", multiple=True, type=arguments.SIGNER,
               help="Accepted signer: an identity, or a file with a public key (repeatable).")  # fmt: skip
-@arguments.reason
+@arguments.changes
 def set_gate(
     scope: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
     approvers: tuple[str, ...], two_person: bool, soak_in: str, soak_seconds: int, signed_by: tuple[str, ...],
-    reason: str,
+    **change: Any,
 ) -> None:  # fmt: skip
     """Replace the gate of ALIAS, for an adapter or a whole namespace. For owners.
 
@@ -79,7 +79,7 @@ def set_gate(
         )  # fmt: skip
     except ValidationError as e:
         raise Invalid("REQUEST_INVALID", "this gate can never open: " + first_problem(e, "")[1]) from e
-    session.print_response(lambda registry: registry.set_gate(scope, alias, new_gate, reason), _print)
+    session.print_response(lambda registry: registry.set_gate(scope, alias, new_gate, **change), _print)
 
 
 @gate.command()
@@ -125,11 +125,11 @@ def list_gates(scope: str) -> None:
 @gate.command()
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
-@arguments.reason
-def delete(scope: str, alias: str, reason: str) -> None:
+@arguments.changes
+def delete(scope: str, alias: str, **change: Any) -> None:
     """Delete a gate and show what applies instead. For owners."""
     scope, alias = arguments.split_alias(scope, alias)
-    session.print_response(lambda registry: registry.delete_gate(scope, alias, reason), _print)
+    session.print_response(lambda registry: registry.delete_gate(scope, alias, **change), _print)
 
 
 @click.command(cls=Command)

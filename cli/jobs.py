@@ -148,14 +148,15 @@ def show(job_id: str, wait: bool) -> None:
 
 @job.command()
 @click.argument("job_ids", nargs=-1, required=True, metavar="ID...")
+@arguments.reason
 @tables.prints(JOBS)
-def cancel(job_ids: tuple[str, ...]) -> None:
+def cancel(job_ids: tuple[str, ...], reason: str) -> None:
     """Cancel queued or running jobs.
 
     For all that wait: adapter job cancel $(adapter job list --state queued -o name)
     """
     with session.registry() as registry:
-        JOBS.print([registry.cancel(job_id) for job_id in job_ids])
+        JOBS.print([registry.cancel(job_id, reason) for job_id in job_ids])
 
 
 def _print_job(job: Job) -> None:

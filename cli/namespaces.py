@@ -89,10 +89,13 @@ def _rule_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--quota-bytes", type=arguments.SIZE, help="Maximum size of its versions, such as 500GB; 0: unlimited.")
 @click.option("--quota-versions", type=click.IntRange(0), help="Maximum number of versions; 0: unlimited.")
 @click.option("--pushes-per-hour", type=click.IntRange(0), help="Maximum pushes per hour; 0: unlimited.")
-def change(name: str, **values: Any) -> None:
+@arguments.changes
+def change(name: str, reason: str, dry_run: bool, **values: Any) -> None:
     """Make a namespace public or private, or set its rules and limits."""
     request = NamespaceSet(**values)
-    session.print_response(lambda registry: registry.change_namespace(name, request), _print_namespace)
+    session.print_response(
+        lambda registry: registry.change_namespace(name, request, reason=reason, dry_run=dry_run), _print_namespace
+    )
 
 
 _ROLE = click.Choice([role.value for role in Role])
@@ -103,25 +106,29 @@ _ROLE = click.Choice([role.value for role in Role])
 @click.argument("subject")
 @click.argument("role", type=_ROLE, metavar="ROLE")
 @click.option("--alias", "aliases", multiple=True, help="With pusher or promoter: only this alias (repeatable).")
-def grant(name: str, subject: str, role: str, aliases: tuple[str, ...]) -> None:
+@arguments.changes
+def grant(name: str, subject: str, role: str, aliases: tuple[str, ...], **change: Any) -> None:
     """Give SUBJECT a role in a namespace, beside those that it has. The namespace * means all.
 
     ROLE is reader, pusher, promoter, owner or auditor. With --alias a pusher may also move and approve these aliases,
     and a promoter only these. Granting the same role again replaces its aliases.
     """
-    session.print_response(lambda registry: registry.grant_role(name, subject, role, aliases=aliases), _print_roles)
+    session.print_response(
+        lambda registry: registry.grant_role(name, subject, role, aliases=aliases, **change), _print_roles
+    )
 
 
 @namespace.command()
 @click.argument("name")
 @click.argument("subject")
 @click.argument("role", type=_ROLE, metavar="ROLE", required=False)
-def revoke(name: str, subject: str, role: str | None) -> None:
+@arguments.changes
+def revoke(name: str, subject: str, role: str | None, **change: Any) -> None:
     """Remove SUBJECT's roles in a namespace at once.
 
     With ROLE only this one.
     """
-    session.print_response(lambda registry: registry.revoke_role(name, subject, role or ""), _print_roles)
+    session.print_response(lambda registry: registry.revoke_role(name, subject, role or "", **change), _print_roles)
 
 
 def _print_roles(view: SubjectRoles) -> None:
@@ -133,11 +140,12 @@ def _print_roles(view: SubjectRoles) -> None:
 
 @namespace.command("delete")
 @click.argument("name", type=arguments.NAMESPACE)
+@arguments.changes
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def delete_namespace(name: str, yes: bool) -> None:
+def delete_namespace(name: str, yes: bool, **change: Any) -> None:
     """Delete an empty namespace. An administrator can create it again within the grace time."""
-    output.confirm(f"Delete the namespace {name} and its roles?", yes)
+    output.confirm(f"Delete the namespace {name} and its roles?", yes or change["dry_run"])
     session.print_response(
-        lambda registry: registry.delete_namespace(name),
+        lambda registry: registry.delete_namespace(name, **change),
         lambda _: output.line(f"{name} deleted. An administrator restores it with: adapter namespace create {name}"),
     )

@@ -1,5 +1,7 @@
 """`adapter publisher …`: the CI jobs that may push an adapter without a stored secret."""
 
+from typing import Any
+
 import click
 
 from registry.api.access import PublisherAdd, PublisherView
@@ -69,9 +71,10 @@ def _print_publishers(items: list[PublisherView], document: PublisherView | None
 @publisher.command()
 @click.argument("name", type=arguments.NAME)
 @click.argument("publisher_id", metavar="ID")
-def delete(name: AdapterName, publisher_id: str) -> None:
+@arguments.changes
+def delete(name: AdapterName, publisher_id: str, **change: Any) -> None:
     """Delete a trusted publisher."""
     session.print_response(
-        lambda registry: registry.delete_publisher(name, publisher_id),
+        lambda registry: registry.delete_publisher(name, publisher_id, **change),
         lambda deleted: output.line(f"{deleted.id} may no longer push {deleted.adapter}."),
     )

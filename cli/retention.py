@@ -1,5 +1,7 @@
 """`adapter retention …`, for owners: which versions `adapter gc` deletes by rule."""
 
+from typing import Any
+
 import click
 
 from registry import names
@@ -69,10 +71,10 @@ def show(scope: str, plan: bool) -> None:
 
 @retention.command()
 @click.argument("scope", metavar="NAMESPACE|NAME")
-@arguments.reason
-def delete(scope: str, reason: str) -> None:
+@arguments.changes
+def delete(scope: str, **change: Any) -> None:
     """Delete a rule and show what applies instead. For owners."""
-    session.print_response(lambda registry: registry.delete_retention(scope, reason), _print_rule)
+    session.print_response(lambda registry: registry.delete_retention(scope, **change), _print_rule)
 
 
 def _print_rule(view: RetentionView) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
@@ -156,10 +157,11 @@ def _has_ended(item: TokenView) -> bool:
 
 @token.command()
 @click.argument("token_id", type=TOKEN, metavar="ID|NAME")
-def revoke(token_id: str) -> None:
+@arguments.changes
+def revoke(token_id: str, **change: Any) -> None:
     """Revoke a token at once by its ID or its unique NAME."""
     session.print_response(
-        lambda registry: registry.revoke_token(_id_of(token_id, registry.tokens().items)),
+        lambda registry: registry.revoke_token(_id_of(token_id, registry.tokens().items), **change),
         lambda revoked: output.line(f"{revoked.id} ({revoked.name}) is revoked."),
     )
 

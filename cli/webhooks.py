@@ -1,12 +1,14 @@
 """`adapter webhook`: create, list, delete, deliveries. A webhook's secret is printed once, when it is created."""
 
+from typing import Any
+
 import click
 
 from registry.api.audit.webhooks import DeliveryView, WebhookCreate, WebhookView
 from registry.client.audit import Audit
 from registry.events import WEBHOOK_DEFAULT, DeliveryState
 
-from .console import output, session, tables
+from .console import arguments, output, session, tables
 from .console.options import Group
 from .console.tables import Column, Table
 
@@ -60,10 +62,11 @@ def list_webhooks() -> None:
 
 @webhook.command()
 @click.argument("webhook_id", metavar="ID")
-def delete(webhook_id: str) -> None:
+@arguments.changes
+def delete(webhook_id: str, **change: Any) -> None:
     """Delete a webhook and its deliveries."""
     with session.versions() as registry:
-        deleted = Audit(registry).delete_webhook(webhook_id)
+        deleted = Audit(registry).delete_webhook(webhook_id, **change)
     output.result(deleted, lambda: output.line(f"{deleted.id} deleted."))
 
 

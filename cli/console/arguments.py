@@ -18,6 +18,7 @@ from registry.durations import parse_duration
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
 
+from . import output
 from .options import DESTRUCTIVE
 
 Value = TypeVar("Value")
@@ -82,6 +83,13 @@ def parse_signer(text: str) -> str:
     return text
 
 
+def note_dry_run(_ctx: click.Context, _option: click.Parameter, value: bool) -> bool:
+    """Callback of `--dry-run`: say that what follows did not happen."""
+    if value:
+        output.note("Dry run: nothing is changed. The result would be:")
+    return value
+
+
 REF = ParsedArgument("ref", Ref.parse)
 SUBJECT = ParsedArgument("subject", parse_subject)
 """An adapter, or with @ or : one of its versions."""
@@ -97,6 +105,14 @@ DURATION_OR_NONE = ParsedArgument("time", partial(parse_duration, least=0))
 wait_timeout = click.option("--wait-timeout", "timeout", type=DURATION_OR_NONE, help="Wait at most so long: 90s, 15m …")
 
 reason = click.option("--reason", default="", help="Reason; kept in the audit log.")
+dry_run = click.option(
+    "--dry-run", is_flag=True, callback=note_dry_run, help="Check the change and show its result, but change nothing."
+)
+
+
+def changes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `reason` and `dry_run`, which the registry takes with the change."""
+    return reason(dry_run(command))
 
 
 def split_alias(name: str, alias: str) -> tuple[str, str]:

@@ -107,7 +107,7 @@ def _with_question(function: Callable[..., Any] | None) -> Callable[..., Any]:
 
     def run(*, yes: bool, **values: Any) -> Any:
         words = [words_of(click.get_current_context()), *(str(value) for value in values.values() if value)]
-        confirm(f"Run `adapter {' '.join(words)}`?", yes)
+        confirm(f"Run `adapter {' '.join(words)}`?", yes or bool(values.get("dry_run")))
         return function(**values) if function is not None else None
 
     return run

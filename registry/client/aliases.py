@@ -63,12 +63,12 @@ class Aliases(Versions):
         return self.call(operations.ROLLBACK_ALIAS, request, about=parsed_name(name), repeats=target, alias=alias)
 
     def delete_alias(
-        self, name: Name, alias: str, *, generation: int, reason: str = "", force: bool = False
+        self, name: Name, alias: str, *, generation: int, reason: str = "", force: bool = False, dry_run: bool = False
     ) -> AliasMove:
         """Delete an alias if it still is at `generation`. `force`: although nodes serve the adapter by it."""
         response = self.call(
             operations.DELETE_ALIAS, about=parsed_name(name), headers={"If-Match": f'"{generation}"'}, alias=alias,
-            reason=reason, force=force or None,
+            reason=reason, force=force or None, dry_run=dry_run,
         )  # fmt: skip
         return check_fields(response, generation=generation + 1)
 

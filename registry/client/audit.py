@@ -9,7 +9,7 @@ Only `registry.tlog` verifies, with keys that the caller trusts; not with those 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from pydantic import ValidationError
 
@@ -28,7 +28,7 @@ from registry.api.operations import attestations, webhooks
 from registry.api.operations import audit as operations
 from registry.attestations import models
 from registry.attestations.keys import PublicKey
-from registry.client.core import AnyRef, Versions, parsed_ref
+from registry.client.core import AnyRef, Change, Versions, parsed_ref
 from registry.client.response_checks import check_signature
 from registry.client.transport import invalid_response
 from registry.errors import Corrupt, Invalid, NotFound
@@ -96,9 +96,9 @@ class Audit(Versions):
         """All webhooks, oldest first, of as many pages as there are."""
         return self.call_all(webhooks.LIST_WEBHOOKS)
 
-    def delete_webhook(self, webhook_id: str) -> WebhookView:
+    def delete_webhook(self, webhook_id: str, **change: Unpack[Change]) -> WebhookView:
         """Delete a webhook and its deliveries."""
-        return self.call(webhooks.DELETE_WEBHOOK, webhook_id=webhook_id)
+        return self.call(webhooks.DELETE_WEBHOOK, webhook_id=webhook_id, **change)
 
     def deliveries(self, webhook_id: str, *, state: str = "") -> DeliveryList:
         """Deliveries of a webhook, newest first, in one state or in all."""

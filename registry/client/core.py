@@ -5,7 +5,7 @@ Names and refs are parsed before a request is sent. All other routes are methods
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 from registry import names
 from registry.api import catalog, transfer
@@ -40,6 +40,13 @@ Name = AdapterName | str
 AnyRef = Ref | str
 COMMIT_BYTES = 10 * 2**20
 """Bytes that a commit reads and copies within the store in one second, at the least."""
+
+
+class Change(TypedDict, total=False):
+    """How a change is made: `reason`, for its event; `dry_run`: check it, and undo it at the end."""
+
+    reason: str
+    dry_run: bool
 
 
 class Versions:

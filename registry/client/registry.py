@@ -1,7 +1,7 @@
 """`Registry`: the routes of `Aliases` and all others except the audit log's (audit.py), a method each."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from registry import names
 from registry.api import access, catalog, evaluation, maintenance, serving
@@ -53,7 +53,7 @@ from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
 from registry.client import response_checks
 from registry.client.aliases import Aliases
-from registry.client.core import AnyRef, Name, parsed_name, parsed_ref
+from registry.client.core import AnyRef, Change, Name, parsed_name, parsed_ref
 from registry.client.response_checks import check_fields
 from registry.client.transport import LIST_LIMIT_BYTES, HttpResponse, invalid_response
 from registry.client.transport.responses import parse_document, parse_response
@@ -75,10 +75,10 @@ class Registry(Aliases):
     """A registry at a URL (or, with a transport, in this process). Thread-safe; close it or use it in `with`."""
 
     # ------------------------------------------------------------ adapters and versions
-    def rename(self, name: Name, to: Name, reason: str = "") -> catalog.AdapterView:
+    def rename(self, name: Name, to: Name, reason: str = "", *, dry_run: bool = False) -> catalog.AdapterView:
         """Rename an adapter."""
         request = access.RenameRequest(to=str(to), reason=reason)
-        return self.call(of_access.RENAME_ADAPTER, request, about=parsed_name(name))
+        return self.call(of_access.RENAME_ADAPTER, request, about=parsed_name(name), dry_run=dry_run)
 
     def delete_adapter(
         self, name: Name, reason: str = "", *, force: bool = False, dry_run: bool = False
@@ -197,14 +197,15 @@ class Registry(Aliases):
         """Return the gate of an alias."""
         return self._call_on(of_aliases.SHOW_GATE, scope, alias=alias)
 
-    def set_gate(self, scope: str, alias: str, gate: Gate, reason: str = "") -> GateView:
+    def set_gate(self, scope: str, alias: str, gate: Gate, reason: str = "", *, dry_run: bool = False) -> GateView:
         """Set the gate of an alias."""
-        view = self._call_on(of_aliases.SET_GATE, scope, GateSet(gate=gate, reason=reason), alias=alias)
+        request = GateSet(gate=gate, reason=reason)
+        view = self._call_on(of_aliases.SET_GATE, scope, request, alias=alias, dry_run=dry_run)
         return check_fields(view, gate=gate) if view.set_on == scope else view
 
-    def delete_gate(self, scope: str, alias: str, reason: str = "") -> GateView:
+    def delete_gate(self, scope: str, alias: str, **change: Unpack[Change]) -> GateView:
         """Delete the gate of an alias."""
-        return self._call_on(of_aliases.DELETE_GATE, scope, alias=alias, reason=reason)
+        return self._call_on(of_aliases.DELETE_GATE, scope, alias=alias, **change)
 
     def retention(self, scope: str) -> RetentionView:
         """The retention rule in force for a scope: an adapter (with a slash) or a namespace."""
@@ -215,9 +216,9 @@ class Registry(Aliases):
         view = self._call_on(of_maintenance.SET_RETENTION, scope, RetentionSet(rule=rule, reason=reason))
         return check_fields(view, set_on=scope)
 
-    def delete_retention(self, scope: str, reason: str = "") -> RetentionView:
+    def delete_retention(self, scope: str, **change: Unpack[Change]) -> RetentionView:
         """Delete a retention rule."""
-        return self._call_on(of_maintenance.DELETE_RETENTION, scope, reason=reason)
+        return self._call_on(of_maintenance.DELETE_RETENTION, scope, **change)
 
     def retention_plan(self, name: Name, rule: RetentionRule | None = None, *, cursor: str = "") -> RetentionPlan:
         """One page of what garbage collection does to each version, under `rule` or under the one in force."""
@@ -253,14 +254,14 @@ class Registry(Aliases):
         """Register a base model."""
         return response_checks.check_spec(self.call(of_bases.ADD_BASE, request))
 
-    def set_base_aliases(self, name: str, aliases: Sequence[str]) -> BaseView:
+    def set_base_aliases(self, name: str, aliases: Sequence[str], reason: str = "") -> BaseView:
         """Set the aliases of a base."""
-        view = self.call(of_bases.SET_BASE_ALIASES, BaseAliases(aliases=list(aliases)), base=name)
+        view = self.call(of_bases.SET_BASE_ALIASES, BaseAliases(aliases=list(aliases)), base=name, reason=reason)
         return check_fields(response_checks.check_spec(view), aliases=sorted(set(aliases) - {view.name}))
 
-    def delete_base(self, name: str) -> catalog.DeleteResult:
+    def delete_base(self, name: str, reason: str = "") -> catalog.DeleteResult:
         """Delete a base that nothing uses."""
-        return self.call(of_bases.DELETE_BASE, base=name)
+        return self.call(of_bases.DELETE_BASE, base=name, reason=reason)
 
     def identify_base(self, name: str, identity: Identity) -> BaseView:
         """Set which weights a base has. Possible once."""
@@ -369,9 +370,9 @@ class Registry(Aliases):
         """What a queued job waits for."""
         return self.call(of_jobs.SHOW_QUEUE_POSITION, job_id=job_id)
 
-    def cancel(self, job_id: str) -> Job:
+    def cancel(self, job_id: str, reason: str = "") -> Job:
         """Cancel a job."""
-        return self.call(of_jobs.CANCEL_JOB, job_id=job_id)
+        return self.call(of_jobs.CANCEL_JOB, job_id=job_id, reason=reason)
 
     def claim(self, request: ClaimRequest) -> Claimed | None:
         """The next job, or None. Asks again, for a time, while other requests hold all jobs that are left."""
@@ -413,23 +414,27 @@ class Registry(Aliases):
         request = access.NamespaceCreate(name=name, owner=owner, rehearsal=rehearsal)
         return self.call(of_access.CREATE_NAMESPACE, request)
 
-    def change_namespace(self, name: str, request: access.NamespaceSet) -> access.NamespaceView:
+    def change_namespace(
+        self, name: str, request: access.NamespaceSet, **change: Unpack[Change]
+    ) -> access.NamespaceView:
         """Change a namespace."""
-        return self.call(of_access.CHANGE_NAMESPACE, request, namespace=name)
+        return self.call(of_access.CHANGE_NAMESPACE, request, namespace=name, **change)
 
-    def delete_namespace(self, name: str) -> catalog.DeleteResult:
+    def delete_namespace(self, name: str, **change: Unpack[Change]) -> catalog.DeleteResult:
         """Delete an empty namespace."""
-        return self.call(of_access.DELETE_NAMESPACE, namespace=name)
+        return self.call(of_access.DELETE_NAMESPACE, namespace=name, **change)
 
-    def grant_role(self, name: str, subject: str, role: str, *, aliases: Sequence[str] = ()) -> access.SubjectRoles:
+    def grant_role(
+        self, name: str, subject: str, role: str, *, aliases: Sequence[str] = (), **change: Unpack[Change]
+    ) -> access.SubjectRoles:
         """Grant a role in a namespace beside those that the subject has, perhaps for single aliases."""
         granted = access.RoleGrant(role=role, aliases=list(aliases))
-        view = self.call(of_access.GRANT_ROLE, granted, namespace=name, subject=subject)
+        view = self.call(of_access.GRANT_ROLE, granted, namespace=name, subject=subject, **change)
         return response_checks.check_granted(granted, view)
 
-    def revoke_role(self, name: str, subject: str, role: str = "") -> access.SubjectRoles:
+    def revoke_role(self, name: str, subject: str, role: str = "", **change: Unpack[Change]) -> access.SubjectRoles:
         """Revoke a role in a namespace, or all that the subject has there."""
-        view = self.call(of_access.REVOKE_ROLE, namespace=name, subject=subject, role=role)
+        view = self.call(of_access.REVOKE_ROLE, namespace=name, subject=subject, role=role, **change)
         return response_checks.check_revoked(role, view)
 
     def publishers(self, name: Name) -> access.PublisherList:
@@ -440,9 +445,10 @@ class Registry(Aliases):
         """Add a trusted publisher."""
         return self.call(of_access.ADD_PUBLISHER, request, about=parsed_name(name))
 
-    def delete_publisher(self, name: Name, publisher_id: str) -> access.PublisherView:
+    def delete_publisher(self, name: Name, publisher_id: str, **change: Unpack[Change]) -> access.PublisherView:
         """Delete a trusted publisher."""
-        return self.call(of_access.DELETE_PUBLISHER, about=parsed_name(name), publisher_id=publisher_id)
+        about = parsed_name(name)
+        return self.call(of_access.DELETE_PUBLISHER, about=about, publisher_id=publisher_id, **change)
 
     # ------------------------------------------------------------ tokens
     def whoami(self) -> access.Whoami:
@@ -457,9 +463,9 @@ class Registry(Aliases):
         """Create a token; its secret is in this response only."""
         return self.call(of_access.CREATE_TOKEN, request)
 
-    def revoke_token(self, token_id: str) -> access.TokenView:
+    def revoke_token(self, token_id: str, **change: Unpack[Change]) -> access.TokenView:
         """Revoke a token."""
-        return self.call(of_access.REVOKE_TOKEN, token_id=token_id)
+        return self.call(of_access.REVOKE_TOKEN, token_id=token_id, **change)
 
     def rotate_token(self, token_id: str, *, keep_seconds: int = 0) -> access.TokenCreated:
         """Give a token a new secret."""

@@ -82,6 +82,26 @@ def test_what_ends_something_asks_first() -> None:
     assert ends - asks == set()
 
 
+CHANGING = frozenset({"cancel", "delete", "grant", "promote", "rename", "revoke", "rollback", "set"})
+"""Verbs that change what others use: each says why, and can be tried."""
+WITHOUT = {
+    "--reason": {"tag delete": "hundreds of adapters: the group has an id", "context delete": "on this machine"},
+    "--dry-run": {
+        "job cancel": "it ends work, and moves nothing", "context delete": "on this machine",
+        "base delete": "is refused while something uses it", "base alias delete": "is given back by one command",
+    },
+}  # fmt: skip
+
+
+def test_what_changes_something_says_why_and_can_be_tried() -> None:
+    has = defaultdict(set)
+    for command, option in _options():
+        has[command].add(option.opts[0])
+    changing = {command for command in has if command.rpartition(" ")[2] in CHANGING}
+    for word, exceptions in WITHOUT.items():
+        assert {command for command in changing if word not in has[command]} == set(exceptions), word
+
+
 def test_every_command_has_what_all_have() -> None:
     """A test of the class, because a command without it would lack `--json`, its examples and its checks in silence."""
     commands = (inner for word, spec in COMMANDS.items() for inner in _commands(spec.load(word), word))

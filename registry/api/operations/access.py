@@ -22,7 +22,18 @@ from registry.api.access import (
 from registry.api.aliases import WithdrawRequest
 from registry.api.catalog import AdapterView, DeleteResult
 from registry.api.maintenance import Health
-from registry.api.operations.operation import ADMIN, ANY_TOKEN, NO_BODY, NO_TOKEN, PULL, SAME_ADAPTER, BodyLimit, Tag
+from registry.api.operations.operation import (
+    ADMIN,
+    ANY_TOKEN,
+    DRY_RUN,
+    NO_BODY,
+    NO_TOKEN,
+    PULL,
+    REASON,
+    SAME_ADAPTER,
+    BodyLimit,
+    Tag,
+)
 
 # fmt: off
 access = Tag("access", "Tokens, the caller, and health.")
@@ -49,6 +60,7 @@ ROTATE_TOKEN = access.add(
 )
 REVOKE_TOKEN = access.add(
     "revoke_token", "DELETE /tokens/{token_id}", ANY_TOKEN, NO_BODY, TokenView, echo={"id": "token_id"},
+    takes=(REASON, DRY_RUN),
 )
 SHOW_CALLER = access.add("show_caller", "GET /whoami", ANY_TOKEN, NO_BODY, Whoami)
 CHECK_HEALTH = access.add("check_health", "GET /health", NO_TOKEN, NO_BODY, Health)
@@ -63,19 +75,23 @@ SHOW_NAMESPACE = namespaces.add(
 CHANGE_NAMESPACE = namespaces.add(
     "change_namespace", "PATCH /namespaces/{namespace}", ADMIN, NamespaceSet, NamespaceView,
     echo=_SAME_NAMESPACE | _RULES,
+    takes=(REASON, DRY_RUN),
     example={"public": True, "quota_versions": 1000},
 )
 DELETE_NAMESPACE = namespaces.add(
     "delete_namespace", "DELETE /namespaces/{namespace}", ADMIN, NO_BODY, DeleteResult, echo=_SAME_NAMESPACE,
+    takes=(REASON, DRY_RUN),
 )
 GRANT_ROLE = namespaces.add(
     "grant_role", "PUT /namespaces/{namespace}/roles/{subject:path}", ADMIN, RoleGrant, SubjectRoles,
     echo=_SAME_SUBJECT,
+    takes=(REASON, DRY_RUN),
     example={"role": "pusher", "aliases": ["canary"]},
 )
 REVOKE_ROLE = namespaces.add(
     "revoke_role", "DELETE /namespaces/{namespace}/roles/{subject:path}", ADMIN, NO_BODY, SubjectRoles,
     echo=_SAME_SUBJECT,
+    takes=(REASON, DRY_RUN),
 )
 DELETE_ADAPTER = namespaces.add(
     "delete_adapter", "DELETE /adapters/{namespace}/{name}", ADMIN, NO_BODY, DeleteResult, echo=SAME_ADAPTER,
@@ -93,6 +109,7 @@ RELEASE_NAME = namespaces.add(
 RENAME_ADAPTER = namespaces.add(
     "rename_adapter", "POST /adapters/{namespace}/{name}/rename", ADMIN, RenameRequest, AdapterView,
     echo={"name": "to"},
+    takes=(DRY_RUN,),
     example={"to": "acme/support-en"},
 )
 LIST_PUBLISHERS = namespaces.add(
@@ -107,4 +124,5 @@ ADD_PUBLISHER = namespaces.add(
 DELETE_PUBLISHER = namespaces.add(
     "delete_publisher", "DELETE /adapters/{namespace}/{name}/publishers/{publisher_id}", ADMIN, NO_BODY, PublisherView,
     echo={"adapter": "adapter", "id": "publisher_id"},
+    takes=(REASON, DRY_RUN),
 )

@@ -29,6 +29,7 @@ from registry.api.operations.adapters import adapters
 from registry.api.operations.operation import (
     ABSENT,
     ADMIN,
+    DRY_RUN,
     LIST_BODY,
     NO_BODY,
     PRESENT,
@@ -71,6 +72,7 @@ PROMOTE_ALIAS = adapters.add(
 DELETE_ALIAS = adapters.add(
     "delete_alias", "DELETE /adapters/{namespace}/{name}/aliases/{alias}", PROMOTE, NO_BODY, AliasMove,
     echo={"alias": "alias", "reason": "reason", "number": ABSENT},
+    takes=(DRY_RUN,),
 )
 ROLLBACK_ALIAS = adapters.add(
     "rollback_alias", "POST /adapters/{namespace}/{name}/aliases/{alias}/rollback", PROMOTE, RollbackRequest, AliasView,
@@ -113,10 +115,12 @@ SHOW_GATE = gates.add_of_owners(
 )
 SET_GATE = gates.add_of_owners(
     "set_{owner}_gate", "PUT /{owner}/gates/{alias}", ADMIN, GateSet, GateView, echo={"alias": "alias"},
+    takes=(DRY_RUN,),
     example={"gate": {"approvals": 1, "signed_by": ["ci"]}},
 )
 DELETE_GATE = gates.add_of_owners(
     "delete_{owner}_gate", "DELETE /{owner}/gates/{alias}", ADMIN, NO_BODY, GateView, echo={"alias": "alias"},
+    takes=(DRY_RUN,),
 )
 CHECK_GATE = gates.add(
     "check_gate", "GET /adapters/{namespace}/{name}/versions/{selector}/gates/{alias}", PULL, NO_BODY, GateCheck,

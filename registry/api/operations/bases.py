@@ -21,6 +21,7 @@ from registry.api.operations.operation import (
     NO_BODY,
     PULL,
     PUSH,
+    REASON,
     WORK,
     BodyLimit,
     Tag,
@@ -39,9 +40,10 @@ ADD_BASE = bases.add(
 )
 LIST_BASES = bases.add("list_bases", "GET /bases", PULL, NO_BODY, BasePage)
 SHOW_BASE = bases.add("show_base", "GET /bases/{base:path}", PULL, NO_BODY, BaseView)
-DELETE_BASE = bases.add("delete_base", "DELETE /bases/{base:path}", PUSH, NO_BODY, DeleteResult)
+DELETE_BASE = bases.add("delete_base", "DELETE /bases/{base:path}", PUSH, NO_BODY, DeleteResult, takes=(REASON,))
 SET_BASE_ALIASES = bases.add(
     "set_base_aliases", "PUT /bases/{base:path}/aliases", ADMIN, BaseAliases, BaseView,
+    takes=(REASON,),
     example={"aliases": ["HuggingFaceTB/SmolLM2-135M-Instruct"]},
 )
 IDENTIFY_BASE = bases.add(

@@ -12,7 +12,7 @@ from registry.api.jobs import (
     QueuePosition,
     RenewRequest,
 )
-from registry.api.operations.operation import LARGE_BODY, NO_BODY, PULL, PUSH, WORK, Tag
+from registry.api.operations.operation import LARGE_BODY, NO_BODY, PULL, PUSH, REASON, WORK, Tag
 from registry.jobs import Job, Lease
 
 # fmt: off
@@ -37,7 +37,10 @@ SHOW_CAMPAIGN = jobs.add(
 )
 SHOW_JOB = jobs.add("show_job", "GET /jobs/{job_id}", PULL, NO_BODY, Job, echo={"id": "job_id"})
 SHOW_QUEUE_POSITION = jobs.add("show_queue_position", "GET /jobs/{job_id}/queue", PULL, NO_BODY, QueuePosition)
-CANCEL_JOB = jobs.add("cancel_job", "POST /jobs/{job_id}/cancel", PUSH, NO_BODY, Job, echo={"id": "job_id"})
+CANCEL_JOB = jobs.add(
+    "cancel_job", "POST /jobs/{job_id}/cancel", PUSH, NO_BODY, Job, echo={"id": "job_id"},
+    takes=(REASON,),
+)
 RENEW_JOB = jobs.add(
     "renew_job", "POST /jobs/{job_id}/renew", WORK, RenewRequest, Lease, echo={"token": "lease_token"},
     example={"lease_token": "lease-4kq2v7x1", "progress": "comparing outputs"},

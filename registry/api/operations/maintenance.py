@@ -12,7 +12,7 @@ from registry.api.maintenance import (
     RetentionSet,
     RetentionView,
 )
-from registry.api.operations.operation import ADMIN, METRICS, NO_BODY, PULL, Tag
+from registry.api.operations.operation import ADMIN, DRY_RUN, METRICS, NO_BODY, PULL, Tag
 
 # fmt: off
 maintenance = Tag("maintenance", "Garbage collection, consistency checks, metrics. For administrators.")
@@ -45,6 +45,7 @@ SET_RETENTION = retention.add_of_owners(
 )
 DELETE_RETENTION = retention.add_of_owners(
     "delete_{owner}_retention", "DELETE /{owner}/retention", ADMIN, NO_BODY, RetentionView,
+    takes=(DRY_RUN,),
 )
 PLAN_RETENTION = retention.add(
     "plan_retention", "GET /adapters/{namespace}/{name}/retention/plan", ADMIN, NO_BODY, RetentionPlan,

@@ -30,6 +30,8 @@ EXAMPLE_DIGEST, EXAMPLE_FINGERPRINT = "sha256:" + 16 * "3f9a", "sha256:" + 16 * 
 SAME_ADAPTER = {"name": "adapter"}
 SAME_NUMBER = {"number": "number"}
 SAME_VERSION = SAME_ADAPTER | SAME_NUMBER | {"digest": "digest"}
+REASON, DRY_RUN = "reason", "dry_run"
+"""Parameters of the query that a change may take beside its own: why, for its event; and to be undone at the end."""
 PRESENT, ABSENT = "(present)", "(absent)"
 """In place of a parameter: the field has a value, or none."""
 
@@ -67,6 +69,8 @@ class Operation(Generic[Sent, Received]):
     """Whether the request has items, each with an outcome of its own. Then `echo` is about the result of each item."""
     takes_key: bool = False
     """Whether a repeated request with the same Idempotency-Key acts once."""
+    takes: tuple[str, ...] = ()
+    """Which of `REASON` and `DRY_RUN` it takes."""
     has_secret: bool = False
     """Whether the response has a secret, which no cache may keep."""
     body_limit: BodyLimit = SMALL_BODY
@@ -118,13 +122,14 @@ class Tag:
     def add(
         self, id: str, route: str, scope: str, request: type[Sent], response: type[Received], *,
         echo: Mapping[str, str] | None = None, status: int = 200, is_bulk: bool = False, takes_key: bool = True,
-        has_secret: bool = False, body_limit: BodyLimit = SMALL_BODY, example: Mapping[str, Any] | None = None,
+        takes: tuple[str, ...] = (), has_secret: bool = False, body_limit: BodyLimit = SMALL_BODY,
+        example: Mapping[str, Any] | None = None,
     ) -> Operation[Sent, Received]:  # fmt: skip
         """Add a row. `takes_key`: of a route that may change something; False if it may be repeated anyway."""
         method, _, path = route.partition(" ")
         operation = Operation(
             id, self.name, method, path, scope, request, response, status=status, echo=echo or {}, is_bulk=is_bulk,
-            takes_key=takes_key and method not in ("GET", "HEAD"), has_secret=has_secret,
+            takes_key=takes_key and method not in ("GET", "HEAD"), takes=takes, has_secret=has_secret,
             body_limit=body_limit, example=example,
         )  # fmt: skip
         self.operations.append(operation)
@@ -132,7 +137,7 @@ class Tag:
 
     def add_of_owners(
         self, id: str, route: str, scope: str, request: type[Sent], response: type[Received], *,
-        echo: Mapping[str, str] | None = None, example: Mapping[str, Any] | None = None,
+        echo: Mapping[str, str] | None = None, takes: tuple[str, ...] = (), example: Mapping[str, Any] | None = None,
     ) -> OwnerOperations[Sent, Received]:  # fmt: skip
         """Add two rows. `{owner}` stands for the path of a namespace or an adapter, and in the id for that word."""
         of_namespace, of_adapter = (
@@ -143,6 +148,7 @@ class Tag:
                 request,
                 response,
                 echo=echo,
+                takes=takes,
                 example=example,
             )
             for word, path in (("namespace", "namespaces/{namespace}"), ("adapter", "adapters/{namespace}/{name}"))

@@ -8,7 +8,7 @@ from registry.api.audit.webhooks import (
     WebhookPage,
     WebhookView,
 )
-from registry.api.operations.operation import ADMIN, NO_BODY, Tag
+from registry.api.operations.operation import ADMIN, DRY_RUN, NO_BODY, REASON, Tag
 
 # fmt: off
 webhooks = Tag("webhooks", "Webhooks and their deliveries.")
@@ -20,6 +20,7 @@ CREATE_WEBHOOK = webhooks.add(
 LIST_WEBHOOKS = webhooks.add("list_webhooks", "GET /webhooks", ADMIN, NO_BODY, WebhookPage)
 DELETE_WEBHOOK = webhooks.add(
     "delete_webhook", "DELETE /webhooks/{webhook_id}", ADMIN, NO_BODY, WebhookView, echo={"id": "webhook_id"},
+    takes=(REASON, DRY_RUN),
 )
 LIST_DELIVERIES = webhooks.add("list_deliveries", "GET /webhooks/{webhook_id}/deliveries", ADMIN, NO_BODY, DeliveryList)
 RETRY_DELIVERY = webhooks.add(

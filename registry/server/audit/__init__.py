@@ -35,6 +35,8 @@ INDEXED_SCAN_LIMIT = 100_000
 ANY_TEXT = "*"
 GROUP_ID = "group_id"
 """What a session knows the group of its changes by, and the detail of its events."""
+REASON = "reason"
+"""The same for why its changes are made."""
 
 CLOCK_SLACK = timedelta(hours=1)
 """How much later than its time an event may be numbered: a transaction numbers its events at its end."""
@@ -121,6 +123,8 @@ def build(
     size_bytes = len(canonical_json(values))
     if size_bytes > DETAIL_LIMIT_BYTES:
         values = {"cut": f"{size_bytes} bytes of detail are over {DETAIL_LIMIT_BYTES}"}
+    if reason := session.info.get(REASON):
+        values.setdefault(REASON, reason)
     if group_id := session.info.get(GROUP_ID):
         values[GROUP_ID] = group_id
     if namespace is None:

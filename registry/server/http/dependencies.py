@@ -21,10 +21,11 @@ from sqlmodel import Session
 from registry import names
 from registry.api import MESSAGE_LIMIT, PAGE_DEFAULT, PAGE_LIMIT
 from registry.api.models import PrintableText
+from registry.api.operations.operation import DRY_RUN, REASON
 from registry.errors import RegistryError, invalid_cursor
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
-from registry.server import failpoints
+from registry.server import audit, failpoints
 from registry.server.actors import OLD_SECRET_SCOPES, Actor
 from registry.server.audit.audit_log import AuditLog
 from registry.server.catalog.versions import Pointer
@@ -86,14 +87,18 @@ def takes_key(dependant: Dependant) -> bool:
 
 @contextmanager
 def _session(request: Request, *, write: bool, look_up: idempotency.Lookup | None = None) -> Iterator[Session]:
-    actor = current_actor(request) if look_up is not None and idempotency.has_key(request) else None
+    has_key = look_up is not None and not is_dry_run(request) and idempotency.has_key(request)
+    actor = current_actor(request) if has_key else None
     with db.session(services_of(request).engine, write=write) as session:
         session.info["request_id"] = request.state.request_id
+        session.info[audit.REASON] = getattr(request.state, "reason", "")
         if look_up is not None and actor is not None:
             idempotency.look_up_key(request, session, actor, look_up)
         elif not write:
             request.state.read_session = session
         yield session
+        if is_dry_run(request):  # every check was made and every row written: the response is that of the change
+            session.rollback()
     if look_up is not None and request.method not in SAFE_METHODS:
         failpoints.reach("request.committed")
 
@@ -201,11 +206,31 @@ def keyset_cursor(cursor: str = "") -> str:
     return cursor
 
 
+ReasonDep = Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)]
 OWNERS: tuple[tuple[str, Any], ...] = (
     ("namespace", Depends(as_coroutine(namespace_name))),
     ("adapter", Depends(as_coroutine(adapter_name))),
 )
 """Kind and parameter of what has gates and retention rules of its own."""
+
+
+async def keep_reason(request: Request, reason: ReasonDep = "") -> None:
+    """Keep why a change is made for the events that it leaves."""
+    request.state.reason = reason
+
+
+async def begin_dry_run(request: Request, dry_run: bool = False) -> None:
+    """Let the transaction of a change be undone at its end."""
+    request.state.is_dry_run = dry_run
+
+
+def is_dry_run(request: Request) -> bool:
+    """Whether the transaction of this request is undone, so that nothing else may be changed."""
+    return getattr(request.state, "is_dry_run", False)
+
+
+CHANGE_OPTIONS = {REASON: Depends(keep_reason), DRY_RUN: Depends(begin_dry_run)}
+"""What `Operation.takes` may name."""
 
 
 async def forbid_storing(response: Response) -> None:
@@ -227,7 +252,6 @@ KeyedSessionDep = Annotated[Session, Depends(open_keyed_session)]
 NameDep = Annotated[AdapterName, Depends(as_coroutine(adapter_name))]
 SelectorDep = Annotated[Selector, Depends(as_coroutine(version_selector))]
 CursorDep = Annotated[str, Depends(as_coroutine(keyset_cursor))]
-ReasonDep = Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)]
 LimitDep = Annotated[int, Query(ge=1), AfterValidator(lambda limit: min(limit, PAGE_LIMIT))]
 """The number of items on a page. A larger number than `PAGE_LIMIT` gives that many, and a cursor."""
 PAGE = PAGE_DEFAULT

@@ -44,6 +44,7 @@ class OperationRouter(APIRouter):
         is_raw = operation.response in RAW
         if operation.scope == NO_TOKEN:
             dependencies = [deps.NO_TOKEN, *dependencies]
+        dependencies = [*(deps.CHANGE_OPTIONS[name] for name in operation.takes), *dependencies]
         if operation.has_secret:
             dependencies = [deps.NO_STORE, *dependencies]
         if is_raw and operation.response is not NO_BODY:

@@ -183,6 +183,7 @@ def release_name(target: deps.AdapterDep, request: JsonBody[WithdrawRequest]) ->
 
 @namespace_router.serves(operations.RENAME_ADAPTER)
 def rename_adapter(
+    http_request: Request,
     target: deps.AdapterDep,
     request: JsonBody[access.RenameRequest],
     blobs: deps.BlobsHandleDep,
@@ -192,8 +193,9 @@ def rename_adapter(
     """Rename an adapter, or move it to another namespace."""
     to = AdapterName.parse(request.to)
     removal.rename(*target, to, reason=request.reason)
-    background.forget_plans(engine)
-    after.add_task(routing.run_in_store_thread, removal.delete_refs, engine, blobs, target.name)
+    if not deps.is_dry_run(http_request):
+        background.forget_plans(engine)
+        after.add_task(routing.run_in_store_thread, removal.delete_refs, engine, blobs, target.name)
     return adapters.show_adapter(target.session, target.actor, to)
 
 
