@@ -55,6 +55,8 @@ def time(seconds: float | timedelta) -> str:
 
 _EACH = "a tenant cannot take the others' turns"
 _MEMORY = "memory of a process"
+_STRANGERS = "strangers get little memory"
+_DISK_OF_PROCESS = "disk of a process"
 _DISK = "size of the database"
 
 LIMITS: tuple[Limit, ...] = tuple(
@@ -65,17 +67,24 @@ LIMITS: tuple[Limit, ...] = tuple(
             ("requests of all at a time", admission.REQUESTS, "threads of a process"),
             ("wait for a turn, then 503", time(admission.WAIT_SECONDS), "a client that waits longer tries again"),
             ("requests of a tenant with a large body at a time", admission.LARGE_EACH, _MEMORY),
+            ("requests of all with a large body at a time", admission.LARGE, _MEMORY),
             ("long lists made for a tenant at a time", admission.LISTS_EACH, _MEMORY),
+            ("long lists made for all at a time", admission.LISTS, _MEMORY),
             ("bytes of a tenant in flight", size(admission.BYTES_EACH), _MEMORY),
             ("bytes of all in flight", size(admission.BYTES), _MEMORY),
+            ("bodies of a tenant that wait on disk", size(admission.DISK_BYTES_EACH), _DISK_OF_PROCESS),
+            ("bodies of all that wait on disk", size(admission.DISK_BYTES), _DISK_OF_PROCESS),
             ("uploads of a token at a time", rate_limits.UPLOADS_PER_TOKEN, "each may have a temporary file"),
+            ("uploads of one blob at a time", rate_limits.UPLOADS_PER_BLOB, "each may have a temporary file"),
             ("different desired states that a tenant waits for", rate_limits.WAITS_FOR_DIFFERENT, "time of changes"),
             ("head of a request", size(middleware.HEAD_LIMIT_BYTES), _MEMORY),
-            ("body of a request that needs no token", size(admission.STRANGER_BYTES), "strangers get little memory"),
+            ("body of a request that needs no token", size(admission.STRANGER_BYTES), _STRANGERS),
             ("time in which it must arrive", time(admission.STRANGER_SECONDS), "strangers hold little memory"),
+            ("such bodies from one network at a time", size(admission.STRANGERS_BYTES_EACH), _STRANGERS),
+            ("such bodies at a time", size(admission.STRANGERS_BYTES), _STRANGERS),
             ("body of a request", size(request_body.BODY_LIMIT_BYTES), _MEMORY),
             ("body of a push", size(transfer.BULK_BODY_BYTES), _MEMORY),
-            ("body of a commit of a Hub client", size(hub.BODY_LIMIT_BYTES), "disk of a process"),
+            ("body of a commit of a Hub client", size(hub.BODY_LIMIT_BYTES), _DISK_OF_PROCESS),
             ("values in a JSON body", operation.VALUES_LIMIT, "each takes 200 bytes when it is parsed"),
             ("slowest body, for each second", size(middleware.BODY_BYTES_PER_SECOND), "a connection is held"),
             ("response that is not read", time(UNREAD_SECONDS), "a connection is held"),
