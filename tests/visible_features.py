@@ -1,6 +1,6 @@
 """What a user can see and name: commands, options, routes (pages among them) and settings, one line each.
 
-python -m tests.visible_features > tests/visible_features.txt        after something was added on purpose
+python -m tests.visible_features > tests/visible_features.txt        at a tag, with REMOVED of the test emptied
 """
 
 from collections.abc import Iterator
