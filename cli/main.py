@@ -23,7 +23,7 @@ from .console import options, output
 COMPLETION = "_ADAPTER_COMPLETE"
 """Variable by which a shell requests completions."""
 
-_DOCUMENT_OPTION = re.compile(r"(?<![^\0])(?:--json|(?:-o\0?|--output[\0=])(json|yaml))(?![^\0])")
+_DOCUMENT_OPTION = re.compile(rf"(?<![^\0])(?:--json|(?:-o\0?|--output[\0=])({'|'.join(output.DOCUMENTS)}))(?![^\0])")
 """The option that asks for a document, in words that are joined by NUL and that click may not be able to parse."""
 
 SUGGESTED = frozenset({"ADAPTER_UNKNOWN", "ALIAS_UNKNOWN", "BASE_UNKNOWN"})

@@ -59,6 +59,7 @@ FINDINGS_SHOWN = 12
 DOCUMENTS = ("json", "yaml")
 FORMATS = ("text", *DOCUMENTS)
 ROW_FORMATS = ("table", "wide", *DOCUMENTS, "csv", "name")
+"""The formats of a command that prints rows."""
 TEXTS = ("", "text", "table", "wide")
 _OUTCOME_COLORS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "magenta"}
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "magenta": 35, "cyan": 36}

@@ -218,7 +218,7 @@ class Table(Generic[Row]):
 
 
 def prints(table: Table[Any]) -> Callable[[Function], Function]:
-    """Declare that a command prints the rows of this table. It then has --columns and --sort (`output.complete`)."""
+    """Declare that a command prints the rows of this table. It then has --columns and --sort (`options.Command`)."""
 
     def declare(function: Function) -> Function:
         function.table = table  # type: ignore[attr-defined]
@@ -229,9 +229,9 @@ def prints(table: Table[Any]) -> Callable[[Function], Function]:
 
 def refuse_row_options(option: str) -> None:
     """A usage error for a format of rows, if the command prints rows only with this option."""
-    output_format = output.output_format()
-    if output_format in ("wide", "csv", "name") or output.setting("columns") or output.setting("sort"):
-        raise click.UsageError(f"-o wide, csv and name, --columns and --sort need {option}")
+    of_rows = [name for name in output.ROW_FORMATS[1:] if name not in output.DOCUMENTS]
+    if output.output_format() in of_rows or output.setting("columns") or output.setting("sort"):
+        raise click.UsageError(f"-o {'|'.join(of_rows)}, --columns and --sort need {option}")
 
 
 def _is_wide() -> bool:
