@@ -5,7 +5,6 @@ A failing check does not stop the next one. The exit code is that of the first c
 
 import importlib.util
 import platform
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -31,8 +30,6 @@ EXTRAS = {"server": ("fastapi", "sqlmodel", "alembic", "uvicorn"), "worker": ("t
 LOW_SPACE_BYTES = 2 * 10**9
 SIGN_INS_SINCE = timedelta(days=1)
 SIGN_INS_LIMIT = 1000
-_REASON = re.compile(r"^[A-Z]+ \S+/(tokens/exchange|sign-in/with/\S+/callback) (?=.)")
-"""The route before the reason in an event about a refused identity token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +137,12 @@ def _refused_sign_ins(registry: Registry) -> Iterator[Diagnosis]:
     """Identity tokens that the registry refused of late, and why, which it tells only those who may read the log."""
     since = datetime.now(UTC) - SIGN_INS_SINCE
     events = Audit(registry).events(action=[EventType.ACCESS_UNKNOWN], first_at=since.isoformat())
-    refused = [event for event in islice(events, SIGN_INS_LIMIT) if _REASON.search(event.object)]
+    refused = [event for event in islice(events, SIGN_INS_LIMIT) if event.detail.get("reason")]
     if refused:
-        reason = _REASON.sub("", refused[-1].object)
-        message = f"{len(refused)} refused since yesterday, the last at {output.moment(refused[-1].at)}: {reason}"
+        last = refused[-1]
+        message = (
+            f"{len(refused)} refused since yesterday, the last at {output.moment(last.at)}: {last.detail['reason']}"
+        )
         yield Diagnosis("sign-ins", "note", message)
 
 

@@ -221,7 +221,7 @@ def test_every_forged_identity_token_gets_the_same_response_and_a_reason_in_the_
         assert any(words in reason for reason in reasons), words
     harness.app.state.audit_log.batch.flush(harness.engine)
     with harness.session() as session:
-        recorded = [row.object for row in rows(session, EventRow) if row.action == "access.unknown"]
+        recorded = [row.detail.get("reason", "") for row in rows(session, EventRow) if row.action == "access.unknown"]
     assert any("Audience doesn't match" in text for text in recorded), "doctor and the audit log say so, too"
     with harness.session() as session:
         assert rows(session, UsedAssertionRow) == []

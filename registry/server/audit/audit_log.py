@@ -72,23 +72,23 @@ class EventBatch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: dict[tuple[str, str, EventType, str], _Entry] = {}
+        self._entries: dict[tuple[str, str, EventType, str, str], _Entry] = {}
         self._overflow = 0
         self._numbers: Counter[str] = Counter()
         """How many entries count for each part of a limit."""
         self._page_reads: dict[tuple[str, str, str], float] = {}
         """Who saw a version on a page → since when that is recorded."""
-        self._paths: dict[str, set[str]] = {}
-        """Token id → the paths that were recorded for it."""
+        self._paths: dict[str, set[tuple[str, str]]] = {}
+        """Token id → the paths that were recorded for it, and why they were denied."""
 
     @property
     def is_pending(self) -> bool:
         """Whether anything was added that is not written yet."""
         return bool(self._entries or self._overflow)
 
-    def add(self, actor: Actor, event_type: EventType, object: str, *, request_id: str = "") -> bool:
+    def add(self, actor: Actor, event_type: EventType, object: str, *, request_id: str = "", reason: str = "") -> bool:
         """Count an event. False if the batch has no space for it: then only its number is recorded."""
-        key = (actor.token_id, actor.identity, event_type, object[:300])
+        key = (actor.token_id, actor.identity, event_type, object[:300], reason[:300])
         limits = _limits_of(actor, event_type)
         with self._lock:
             if key not in self._entries:
@@ -112,8 +112,8 @@ class EventBatch:
             self._page_reads[key] = now
         return is_recorded
 
-    def add_denial(self, scope: Mapping[str, Any], error_class: str, about: str = "") -> None:
-        """Count a denied request, given its ASGI scope, the class of the error, and which item was denied, or why.
+    def add_denial(self, scope: Mapping[str, Any], error_class: str, *, about: str = "", reason: str = "") -> None:
+        """Count a denied request, given its ASGI scope, the class of the error, which item was denied, and why.
 
         For a request without a token only the route is recorded, so that guessed paths do not fill the log.
         """
@@ -124,13 +124,14 @@ class EventBatch:
         route_path = str(getattr(route, "path", "an unknown route"))
         path = mask_secrets(f"{scope['path'] if actor is not None else route_path} {about}".strip())
         actor = actor or ANONYMOUS
-        object = f"{scope['method']} {path}"
+        object, reason = f"{scope['method']} {path}", mask_secrets(reason)
         with self._lock:
             paths = self._paths.setdefault(actor.token_id, set())
-            if object not in paths and len(paths) >= PATHS_LIMIT:
-                object = f"{scope['method']} {route_path}"
-            paths.add(object)
-        self.add(actor, DENIAL_ACTIONS[error_class], object, request_id=str(state.get("request_id", "")))
+            if (object, reason) not in paths and len(paths) >= PATHS_LIMIT:
+                object, reason = f"{scope['method']} {route_path}", ""
+            paths.add((object, reason))
+        request_id = str(state.get("request_id", ""))
+        self.add(actor, DENIAL_ACTIONS[error_class], object, request_id=request_id, reason=reason)
 
     def flush(self, engine: Engine) -> int:
         """Write the batch and return the number of events."""
@@ -141,8 +142,8 @@ class EventBatch:
             return 0
         try:
             with db.session(engine) as session:
-                for (_, _, event_type, object), entry in entries.items():
-                    detail = {"count": entry.count}
+                for (_, _, event_type, object, reason), entry in entries.items():
+                    detail = {"count": entry.count} | ({"reason": reason} if reason else {})
                     audit.append(session, entry.actor, event_type, object, detail, entry.request_id, namespace="")
                 if overflow:
                     audit.append(session, ANONYMOUS, EventType.AUDIT_OVERFLOW, "", {"count": overflow})

@@ -172,7 +172,7 @@ def _report(request: Request, error: RegistryError, about: str = "") -> None:
             _LOG.error("request %s: %s: %s", request.state.request_id, error.code, error.detail)
     if isinstance(error, DENIALS):
         services_of(request).audit_log.batch.add_denial(
-            request.scope, type(error).__name__, about or error.operator_detail
+            request.scope, type(error).__name__, about=about, reason=error.operator_detail
         )
 
 

@@ -120,7 +120,8 @@ def _finish(request: Request, issuer: Issuer, client: OidcClient, attempt: SignI
         return _refuse(request, attempt.path, 503, f"{e.detail}.")
     except Unauthenticated as e:
         record_failure(request)
-        services_of(request).audit_log.batch.add_denial(request.scope, Unauthenticated.__name__, e.operator_detail)
+        batch = services_of(request).audit_log.batch
+        batch.add_denial(request.scope, Unauthenticated.__name__, reason=e.operator_detail)
         return _refuse(request, attempt.path, 403, f"What {client.name} says about you is not accepted here.")
     return _begin(request, session_id, attempt.path)
 
