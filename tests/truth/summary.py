@@ -181,17 +181,6 @@ what cannot be built is not counted:
 | cases | subjects | number | by commit | libraries |
 |---|---|---|---|---|
 """
-EARLIER = """
-## Before these records
-
-Runs up to the code of 54804fb0 asked 24172 cases of 45 methods and 324 architectures (PEFT 0.21.2, transformers 5.24.0,
-torch 2.13.0+cpu), 1956 of them honest adapters, none of these without a verdict: false no 0, crash 0, false yes 3 in
-`check`, 1 in `compat`, 1 in `engine`, 0 in all stages together. The false yes were two kinds of cases on classifiers;
-they were fixed, and all 15 of their kind asked again at 54804fb0. These answers are not recorded by subject.
-
-51 architectures are built since. All of them are in the records; of DeepSeek-OCR 2 and Unlimited-OCR PEFT does not
-load what it saved, and both say no.
-"""
 MESSAGE_LENGTH = 160
 
 
@@ -222,7 +211,7 @@ def page(lines: Sequence[Line]) -> str:
     unknown = [f"- `{case}`: {_code(message)}" for line in lines for case, message in line.without_verdict]
     unknown += [f"- `{change}`: {number} cases" for change, number in sorted(changes.items())]
     text += ["## Open: unknown", "", *unknown] if unknown else []
-    return "\n".join(text).rstrip() + f"\n{EARLIER}"
+    return "\n".join(text).rstrip() + "\n"
 
 
 def _sources(lines: Sequence[Line], totals: Mapping[str, int]) -> Iterator[str]:
