@@ -162,7 +162,7 @@ def _make_secret_and_open(page: str) -> str:
 
 
 def _wait_for_browser(url: str, secret: str, insecure: bool) -> tuple[Whoami, str]:
-    """As `_sign_in`, when the person has said that the page is done."""
+    """Do what `_sign_in` does, once the person has said that the page is done."""
     for _ in range(BROWSER_TRIES):
         text = "Press Enter when the page says that you are signed in"
         click.prompt(text, default="", show_default=False, prompt_suffix=" … ", err=True)

@@ -84,7 +84,7 @@ def _repaired(name: str, base: BaseSpec) -> str:
 
 
 def image_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
-    """As `find_repairs`, for diffusers' names.
+    """Find the repairs of diffusers' names.
 
     An adapter's name in them, a component (`unet.`) that is missing, or `lora.down` beside `lora_A`.
     """

@@ -59,7 +59,7 @@ class HeldLease:
         self._thread.join()
 
     def say(self, progress: str) -> None:
-        """As `set_progress`, and raises `Lost` like `check`."""
+        """Set the progress. `Lost`, as of `check`."""
         self.set_progress(progress)
         self.check()
 

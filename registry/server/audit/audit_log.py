@@ -100,7 +100,7 @@ class EventBatch:
             return True
 
     def add_page_read(self, actor: Actor, object: str, *, request_id: str) -> bool:
-        """As `add`, for a page with files of a version: one event for all that someone sees of it in a while."""
+        """Count a page with files of a version: one event for all that someone sees of it in a while."""
         key, now = (actor.token_id, actor.identity, object), time.monotonic()
         seen_at = self._page_reads.get(key)
         if seen_at is not None and now - seen_at < PAGE_READ_SECONDS:

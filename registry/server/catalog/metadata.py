@@ -42,7 +42,7 @@ def read(session: Session, table: type[SQLModel], ids: Sequence[int]) -> dict[in
 
 
 def fields_of(ids: Iterable[int], rows: Iterable[tuple[int, str, str, str]]) -> dict[int, dict[str, Any]]:
-    """As `read`, of rows with the owner's id, kind, key and value."""
+    """Do what `read` does, with rows of the owner's id, kind, key and value."""
     fields: dict[int, dict[str, Any]] = {row_id: {"description": "", "tags": {}, "links": {}} for row_id in ids}
     for row_id, kind, key, value in sorted(rows):
         if kind == DESCRIPTION:

@@ -141,7 +141,7 @@ _Matches = list[_Match]
 def resolve_all(
     session: Session, actor: Actor, refs: Collection[Ref], *, manifests_bytes: int
 ) -> dict[Ref, Resolved | RegistryError]:
-    """As `resolve`, for many refs: each ref → the response or its error. Six statements however many they are.
+    """Resolve many refs: each ref → the response or its error. Six statements however many they are.
 
     `Unavailable` (TRY_LATER) for those whose manifests would be beyond `manifests_bytes`, each counted as often as its
     ref is in `refs`.

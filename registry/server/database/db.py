@@ -295,7 +295,7 @@ def bulk_insert(session: Session, rows: Sequence[SQLModel]) -> None:
 
 
 def bulk_insert_with_ids(session: Session, rows: Sequence[SQLModel], key: tuple[str, ...]) -> None:
-    """As `bulk_insert`, and set the `id` that the database assigns to each row. The columns `key` are unique."""
+    """Insert rows, and set the `id` that the database assigns to each. The columns `key` are unique."""
     if rows:
         statement, columns = _build_bulk_insert(type(rows[0]))
         table = type(rows[0]).__table__  # type: ignore[attr-defined]

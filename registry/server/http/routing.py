@@ -292,7 +292,7 @@ async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwa
 
 
 async def run_in_turn(request: Request, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """As `run_in_store_thread`, for a route that is `async def`: when it is the turn of its tenant."""
+    """Call `run_in_store_thread` for a route that is `async def`, once it is the turn of its tenant."""
     async with services_of(request).admission.turn(await find_tenant(request)):
         return await run_in_store_thread(function, *args, **kwargs)
 

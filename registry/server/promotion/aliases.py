@@ -161,7 +161,7 @@ def list_namespace_history(
     session: Session, actor: Actor, namespace: str, *,
     alias: str = "", at: datetime | None = None, cursor: str = "", limit: int,
 ) -> views.NamespaceHistory:  # fmt: skip
-    """As `list_history`, for all adapters of a namespace. What held at a moment is in the order of adapters."""
+    """List the history of all adapters of a namespace. What held at a moment is in the order of adapters."""
     actor.require_in(Scope.PULL, namespace)
     moves, next_cursor = _read_moves(session, col(AdapterRow.namespace) == namespace, alias, at, cursor, limit)
     if not moves:

@@ -52,7 +52,7 @@ def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobS
 
 
 def reserve_group(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobState]:
-    """As `reserve`, for blobs of several owners: the caller calls `check_not_deleting` for each of them."""
+    """Reserve blobs for several owners: the caller calls `check_not_deleting` for each of them."""
     if not sizes:
         return {}
     now = db.now()
@@ -105,7 +105,7 @@ def mark_live(session: Session, sizes: Mapping[Digest, int], *, written_now: Set
 def mark_group_live(
     session: Session, sizes: Mapping[Digest, int], *, written_now: Set[Digest] = frozenset()
 ) -> Set[Digest]:
-    """As `mark_live`, for blobs of several owners. Returns the lost ones, for `check_not_lost`."""
+    """Mark blobs of several owners as live. Return the lost ones, for `check_not_lost`."""
     params = {"digests": sorted(sizes), "written_now": sorted(written_now), "now": db.now()}
     rows = session.connection().execute(_SET_LIVE, params).all() if sizes else []
     stored_sizes = {Digest(digest): size for digest, size in rows}

@@ -260,7 +260,7 @@ class Pool:
             busy.stop_child()
 
     def interrupt(self) -> None:
-        """As `stop_child`, and stop loading a base. May be called from any thread."""
+        """Stop the child, and stop loading a base. May be called from any thread."""
         busy = self._busy
         if busy is not None:
             busy.interrupt()

@@ -96,7 +96,7 @@ def shapes_in_file(weights: Path) -> Shapes:
 
 
 def compare_loaded(wrapped: Any, folder: Path) -> list[Finding]:
-    """As `Structures.compare`, on the model that PEFT has loaded the adapter into."""
+    """Do what `Structures.compare` does, with the model that PEFT has loaded the adapter into."""
     weights = folder / WEIGHTS
     return _compare(wrapped, shapes_in_file(weights), lambda: load_file(weights))
 

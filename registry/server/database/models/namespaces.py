@@ -56,7 +56,7 @@ class NamespaceUsageRow(SQLModel, table=True):
 
 
 class BaseUsageRow(SQLModel, table=True):
-    """How many adapters of a namespace have a version on a base that is not deleted. As `NamespaceUsageRow`."""
+    """How many adapters of a namespace have a version on a base that is not deleted. Triggers write these, too."""
 
     __tablename__ = "base_usage"
     base_id: int = Field(primary_key=True, sa_column_args=(ForeignKey("base.id", ondelete="CASCADE"),))
